@@ -1,0 +1,58 @@
+"""The last full steps of one branch: their coordinates, probes and stack residuals.
+
+State per branch is 2 K tensors of [b, n, d] in the model's dtype, whatever the number of layers. Wan-14B at 720p x 81
+frames has n = 75,600 and d = 5,120, hence 0.72 GiB per bf16 anchor and stream before sharding.
+"""
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class BranchState:
+    """Anchors of one guidance branch, newest first, and where its run stands."""
+
+    depth: int
+    """K, the number of anchors kept."""
+    coords: list[float] = field(default_factory=list)
+    probes: list[Float[Tensor, "b n d"]] = field(default_factory=list)
+    """Empty where the method has one predictor and nothing to choose."""
+    residuals: list[Float[Tensor, "b n d"]] = field(default_factory=list)
+    anchor_step: int | None = None
+    """Index of the newest full step."""
+    last_step: int | None = None
+    """Index of the last step seen, full or not."""
+    num_calls: int = 0
+
+    def push(self, step: int, coord: float, probe: Tensor | None, residual: Float[Tensor, "b n d"]) -> None:
+        """Store a full step as the newest anchor and drop the oldest beyond `depth`.
+
+        Raises:
+            ValueError: if the coordinate equals the newest one, or the features changed shape or dtype.
+        """
+        if self.coords and coord == self.coords[0]:
+            raise ValueError(f"two anchors at the same coordinate {coord}; the history was not reset between runs")
+        if self.residuals and (residual.shape, residual.dtype) != (self.residuals[0].shape, self.residuals[0].dtype):
+            raise ValueError(f"features changed from {tuple(self.residuals[0].shape)} to {tuple(residual.shape)} within a run")
+        self.coords.insert(0, coord)
+        self.residuals.insert(0, residual)
+        if probe is not None:
+            self.probes.insert(0, probe)
+        for kept in (self.coords, self.residuals, self.probes):
+            del kept[self.depth :]
+        self.anchor_step = step
+
+    def reset(self) -> None:
+        """Forget everything: a new run begins."""
+        self.coords.clear()
+        self.probes.clear()
+        self.residuals.clear()
+        self.anchor_step = self.last_step = None
+        self.num_calls = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all anchors."""
+        return sum(t.numel() * t.element_size() for t in (*self.probes, *self.residuals))

@@ -1,0 +1,30 @@
+"""Wan 2.1 and 2.2 (`WanTransformer3DModel`)."""
+
+from typing import Any
+
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class WanAdapter:
+    """Probe and blocks of `WanTransformer3DModel`."""
+
+    block_lists = ("blocks",)
+
+    def modulated_input(self, block: nn.Module, hidden: Float[Tensor, "b n d"], *args: Any) -> Float[Tensor, "b n d"]:
+        """norm1(x) (1 + scale) + shift of block 0, as `WanTransformerBlock.forward` has it; args are (text, temb, rotary)."""
+        assert isinstance(block, WanTransformerBlock)
+        temb = args[1]
+        if temb.ndim == 4:  # one timestep per token (Wan 2.2 TI2V): [b, n, 6, d]
+            table = block.scale_shift_table.unsqueeze(0) + temb.float()
+            shift, scale = table[:, :, 0], table[:, :, 1]
+        else:  # [b, 6, d]
+            table = block.scale_shift_table + temb.float()
+            shift, scale = table[:, :1], table[:, 1:2]
+        return (block.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+
+    def token_grid(self, transformer: nn.Module, latents: Float[Tensor, "b c t h w"]) -> tuple[int, int, int]:
+        """Latent frames, rows and columns over the patch size."""
+        t, h, w = (size // patch for size, patch in zip(latents.shape[2:], transformer.config.patch_size, strict=True))
+        return t, h, w

@@ -1,0 +1,74 @@
+"""Families of predictors: anchor coordinates in, one weight vector per candidate out; no features in sight."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tapvideo.predictors.lagrange import lagrange_weights
+from tapvideo.predictors.reuse import reuse_weights
+from tapvideo.predictors.taylor import taylor_weights
+
+FAMILIES = {"taylor": taylor_weights, "lagrange": lagrange_weights, "reuse": reuse_weights}
+"""Name -> `weights(coords, target, order=...)`. A new family is one file, one line here and a value of `tap.family`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """Candidate predictors of one step: row p of `weights` times the anchors (newest first) is candidate p's forecast."""
+
+    weights: Float[Tensor, "p k"]
+    labels: tuple[str, ...]
+
+
+def candidate_bank(
+    coords: Sequence[float],
+    target: float,
+    *,
+    steps_ahead: float,
+    family: str,
+    orders: Sequence[int],
+    lookback: float,
+    spacing: float,
+) -> Bank:
+    """Every order at every forecast distance k - lookback .. k, without repeats (TAP section 3, orders x distances).
+
+    Args:
+        coords: coordinates of the anchors, newest first.
+        target: coordinate of the step to forecast.
+        steps_ahead: k, the steps since the newest anchor.
+        family: a name in `FAMILIES`.
+        orders: orders of the family; one that needs more anchors than there are is lowered to what they allow.
+        lookback: lambda, in steps.
+        spacing: delta, in steps.
+
+    Returns:
+        The distinct candidates in the order of the paper's grid (orders outside, distances from k downwards inside), so
+        that a tie goes to the lower order and the longer distance on every device and rank.
+    """
+    rows: list[list[float]] = []
+    labels: list[str] = []
+    weights = FAMILIES[family]
+    for order in orders:
+        for back in _distances_back(steps_ahead, lookback, spacing):
+            usable = min(order, len(coords) - 1)
+            distance = coords[0] + (target - coords[0]) * (1 - back / steps_ahead)
+            row = weights(coords, distance, order=usable)
+            if row not in rows:
+                rows.append(row)
+                labels.append(_label(row, usable, back))
+    return Bank(torch.tensor(rows, dtype=torch.float32), tuple(labels))
+
+
+def _distances_back(steps_ahead: float, lookback: float, spacing: float) -> list[float]:
+    """0, spacing, 2 spacing .. lookback steps short of the target, none beyond the newest anchor."""
+    count = int(lookback / spacing + 1e-9) + 1
+    return [min(i * spacing, steps_ahead) for i in range(count)]
+
+
+def _label(row: list[float], order: int, back: float) -> str:
+    if row[0] == 1.0 and not any(row[1:]):
+        return "reuse"
+    return f"order {order}, k" if back == 0 else f"order {order}, k-{back:g}"

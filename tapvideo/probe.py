@@ -1,0 +1,57 @@
+"""Errors of every candidate on the probe, from inner products: one pass over memory, whatever the number of candidates.
+
+With e_k = h_k - h (anchor minus true probe) a candidate with weights w misses h by sum_k w_k e_k + (sum_k w_k - 1) h. Its
+squared length and its product with h are quadratic forms in the (K+1) x (K+1) Gram matrix of [e_1 .. e_K, h], so no
+candidate's forecast is ever materialised. Differences are taken before products, so small errors do not cancel.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_TINY = 1e-20
+_CHUNK_ELEMENTS = 1 << 17  # per anchor; a chunk and its differences stay in a CPU core's cache
+
+
+def gram(probe: Float[Tensor, "b n d"], anchors: Sequence[Float[Tensor, "b n d"]]) -> Float[Tensor, "b n k1 k1"]:
+    """Inner products per token of [anchor_1 - probe, .., anchor_K - probe, probe], in fp32."""
+    batch, tokens, dim = probe.shape
+    rows = batch * tokens
+    flat, flat_anchors = probe.reshape(rows, dim), [a.reshape(rows, dim) for a in anchors]
+    size = len(anchors) + 1
+    out = torch.empty(rows, size, size, dtype=torch.float32, device=probe.device)
+    chunk = rows if probe.device.type != "cpu" else max(1, _CHUNK_ELEMENTS // dim)
+    vectors = torch.empty(min(chunk, rows), size, dim, dtype=torch.float32, device=probe.device)
+    for start in range(0, rows, chunk):
+        stop = min(start + chunk, rows)
+        part = vectors[: stop - start]
+        part[:, -1] = flat[start:stop]
+        for i, anchor in enumerate(flat_anchors):
+            torch.sub(anchor[start:stop], part[:, -1], out=part[:, i])
+        torch.bmm(part, part.mT, out=out[start:stop])
+    return out.reshape(batch, tokens, size, size)
+
+
+def proxy_error(products: Float[Tensor, "*t k1 k1"], bank: Float[Tensor, "p k"], *, proxy: str) -> Float[Tensor, "*t p"]:
+    """Distance of every candidate's probe forecast from the true probe, per token; unitless.
+
+    Args:
+        products: `gram` of the probe and its anchors.
+        bank: candidates' weights.
+        proxy: `cosine`, 1 - cos(forecast, h) (TAP section 3), or `l2`, |forecast - h| / |h|.
+    """
+    u = torch.cat([bank, bank.sum(1, keepdim=True) - 1], dim=1).to(products)  # [p, k + 1]
+    outer = (u[:, :, None] * u[:, None, :]).flatten(1)  # [p, (k + 1)^2]
+    miss = (products.flatten(-2) @ outer.T).clamp_min(0)  # |forecast - h|^2
+    own = products[..., -1, -1, None]  # |h|^2
+    if proxy == "l2":
+        return torch.sqrt(miss / own.clamp_min(_TINY))
+    along = products[..., -1, :] @ u.T  # (forecast - h) . h
+    # 1 - cos = sin^2 / (1 + cos) with |f x h|^2 = |f - h|^2 |h|^2 - ((f - h) . h)^2: no difference of near-equal numbers
+    length = torch.sqrt(((own + 2 * along + miss).clamp_min(0) * own).clamp_min(_TINY))  # |f| |h|
+    dot = own + along
+    cross = (miss * own - along.square()).clamp_min(0)
+    near = cross / (length * (length + dot)).clamp_min(_TINY)
+    return torch.where(dot > 0, near, 1 - dot / length)

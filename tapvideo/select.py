@@ -1,0 +1,54 @@
+"""Which candidate every token gets, and the forecast that follows from it."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+_CHUNK_ELEMENTS = 1 << 17
+
+
+def select_predictor(error: Float[Tensor, "b n p"], *, choice: str) -> tuple[Int64[Tensor, "b n"], Float[Tensor, "b n"]]:
+    """Index and error of the best candidate of every token; ties go to the lowest index.
+
+    Args:
+        error: proxy errors.
+        choice: `token`, each its own (TAP section 3), or `sample`, the one of the least mean error for all tokens of a clip.
+    """
+    if choice == "sample":
+        best = _first_minimum(error.mean(1, keepdim=True)).expand(error.shape[:2])
+    else:
+        best = _first_minimum(error)
+    return best, error.gather(-1, best[..., None]).squeeze(-1)
+
+
+def _first_minimum(error: Float[Tensor, "*t p"]) -> Int64[Tensor, "*t"]:
+    """argmin with ties to the lowest index, which torch leaves open on some devices."""
+    ranks = torch.arange(error.shape[-1], device=error.device)
+    is_least = error == error.amin(-1, keepdim=True)
+    return torch.where(is_least, ranks, error.shape[-1] - 1).amin(-1)
+
+
+def forecast(
+    hidden: Float[Tensor, "b n d"], residuals: Sequence[Float[Tensor, "b n d"]], weights: Float[Tensor, "#b #n k"]
+) -> Float[Tensor, "b n d"]:
+    """The forecast of the stack's output, hidden + sum_k weights_k residual_k, summed in fp32, in the dtype of `hidden`."""
+    if hidden.device.type != "cpu":
+        return _combine(hidden, residuals, weights)
+    out = torch.empty_like(hidden)
+    chunk = max(1, _CHUNK_ELEMENTS // hidden.shape[-1])
+    for row in range(hidden.shape[0]):
+        own = weights[row if weights.shape[0] > 1 else 0]
+        for start in range(0, hidden.shape[1], chunk):
+            part = slice(start, start + chunk)
+            scaled = own[part] if own.shape[0] > 1 else own
+            out[row, part] = _combine(hidden[row, part], [r[row, part] for r in residuals], scaled)
+    return out
+
+
+def _combine(hidden: Tensor, residuals: Sequence[Tensor], weights: Tensor) -> Tensor:
+    total = hidden.float()
+    for i, residual in enumerate(residuals):
+        total = torch.addcmul(total, weights[..., i : i + 1], residual.float())
+    return total.to(hidden.dtype)

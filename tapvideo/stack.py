@@ -1,0 +1,167 @@
+"""`TapStack`: stands in for a transformer's blocks and decides, step by step, whether they run."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tapvideo.config import ConfigError, TapConfig
+from tapvideo.history import BranchState
+from tapvideo.predictors import Bank, candidate_bank
+from tapvideo.probe import gram, proxy_error
+from tapvideo.schedule import Plan, StepKind, explicit_plan, full_plan, interval_plan
+from tapvideo.select import forecast, select_predictor
+from tapvideo.trace import StepRecord, Trace, timed
+
+logger = logging.getLogger(__name__)
+
+Probe = Callable[..., Float[Tensor, "b n d"]]
+"""(block 0, hidden, *block arguments) -> modulated input of block 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """Where the denoising loop stands when the stack is called."""
+
+    branch: str
+    step: int
+    num_steps: int
+    sigma: float | None = None
+
+
+def make_plan(config: TapConfig, num_steps: int) -> Plan:
+    """The kinds of all steps of a run under `config`; runs shorter than `schedule.min_steps` are all full."""
+    schedule = config.schedule
+    if not config.enabled or num_steps < schedule.min_steps:
+        return full_plan(num_steps)
+    if schedule.kind == "explicit":
+        return explicit_plan(num_steps, steps=schedule.steps)
+    return interval_plan(num_steps, interval=schedule.interval, warmup=schedule.warmup, last=schedule.last)
+
+
+class TapStack(nn.Module):
+    """One module in place of all blocks: it runs them on a full step and forecasts their joint output on the others.
+
+    The blocks are held in a tuple, which `nn.Module` does not register: `state_dict`, offloading and compilation see the
+    real blocks only where the transformer itself has them.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], modulated_input: Probe, config: TapConfig, trace: Trace) -> None:
+        super().__init__()
+        if config.probe != "modulated" and config.probe_depth >= len(blocks):
+            depths = f"1 to {len(blocks) - 1}"
+            raise ConfigError(f"tap.probe_depth={config.probe_depth} of a model with {len(blocks)} blocks; allowed: {depths}")
+        self.blocks = tuple(blocks)
+        self.modulated_input = modulated_input
+        self.config = config
+        self.trace = trace
+        self.context: StepContext | None = None
+        self.state: BranchState | None = None
+        self._plans: dict[int, Plan] = {}
+        # One candidate leaves nothing to choose: no probe is computed or kept.
+        self._needs_probe = config.family != "reuse" and max(config.orders) > 0
+        self._needs_probe &= len(config.orders) > 1 or config.lookback >= config.spacing
+
+    def plan(self, num_steps: int) -> Plan:
+        """The kinds of all steps of a run."""
+        if num_steps not in self._plans:
+            self._plans[num_steps] = make_plan(self.config, num_steps)
+            if self.config.enabled and num_steps < self.config.schedule.min_steps:
+                logger.warning(
+                    "tapvideo: a run of %d steps is not accelerated (schedule.min_steps=%d)", num_steps, self.config.schedule.min_steps
+                )
+        return self._plans[num_steps]
+
+    def forward(self, hidden: Float[Tensor, "b n d"], *args: Any) -> Float[Tensor, "b n d"]:
+        """The stack's output, computed or forecast; without a context, computed."""
+        context, state = self.context, self.state
+        if context is None or state is None:
+            return self._run_blocks(hidden, args)
+        if state.residuals and state.residuals[0].shape != hidden.shape:
+            state.reset()
+        kind = self.plan(context.num_steps)[context.step]
+        if not state.residuals or state.num_calls < self.config.schedule.warmup:
+            kind = StepKind.FULL  # nothing to forecast from yet: the start of a run, or of an expert in its midst
+        state.num_calls, state.last_step = state.num_calls + 1, context.step
+        with timed(hidden.device) as watch:
+            if kind is StepKind.FULL:
+                output, record = self._full(hidden, args, context, state)
+            else:
+                output, record = self._forecast(hidden, args, context, state)
+        record["stack"] = watch
+        self.trace.records.append(
+            StepRecord(context.branch, context.step, context.num_steps, kind, sigma=context.sigma, **record)
+        )
+        return output
+
+    def _run_blocks(self, hidden: Tensor, args: tuple, start: int = 0, stop: int | None = None) -> Tensor:
+        for block in self.blocks[start:stop]:
+            hidden = block(hidden, *args)
+        return hidden
+
+    def _full(self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState) -> tuple[Tensor, dict[str, Any]]:
+        if StepKind.FORECAST not in self.plan(context.num_steps)[context.step :]:
+            return self._run_blocks(hidden, args), {}  # nobody will ask for these anchors
+        with timed(hidden.device) as before:
+            probe = self._modulated(hidden, args)
+        depth = self._depth
+        partial = self._run_blocks(hidden, args, stop=depth)
+        output = self._run_blocks(partial, args, start=depth)
+        with timed(hidden.device) as after:
+            probe = self._block_probe(hidden, partial) if depth else probe
+            state.push(context.step, self._coordinate(context), probe, output - hidden)
+        self.trace.state_bytes[context.branch] = max(self.trace.state_bytes.get(context.branch, 0), state.num_bytes)
+        return output, {"overhead": (before, after)}
+
+    def _forecast(self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState) -> tuple[Tensor, dict[str, Any]]:
+        bank = self._bank(context, state)
+        weights = bank.weights.to(hidden.device)
+        if not self._needs_probe:
+            return forecast(hidden, state.residuals, weights[:1, None]), {"labels": bank.labels[:1]}
+        depth = self._depth
+        partial = self._run_blocks(hidden, args, stop=depth)
+        probe = self._block_probe(hidden, partial) if depth else self._modulated(hidden, args)
+        assert probe is not None
+        error = proxy_error(gram(probe, state.probes), weights, proxy=self.config.proxy)
+        choice, _ = select_predictor(error, choice=self.config.choice)
+        output = forecast(hidden, state.residuals, weights[choice])
+        shares = (choice[..., None] == torch.arange(len(weights), device=choice.device)).float().mean((0, 1))
+        kept = choice.to(torch.int8) if self.config.maps else None
+        return output, {"labels": bank.labels, "choice": kept, "shares": shares}
+
+    @property
+    def _depth(self) -> int:
+        """Blocks that run for the probe on every step."""
+        return self.config.probe_depth if self._needs_probe and self.config.probe != "modulated" else 0
+
+    def _modulated(self, hidden: Tensor, args: tuple) -> Tensor | None:
+        if not self._needs_probe or self._depth:
+            return None
+        return self.modulated_input(self.blocks[0], hidden, *args)
+
+    def _block_probe(self, hidden: Tensor, partial: Tensor) -> Tensor:
+        return partial - hidden if self.config.probe == "block_residual" else partial
+
+    def _coordinate(self, context: StepContext) -> float:
+        if self.config.coordinate == "step":
+            return float(context.step)
+        if context.sigma is None:
+            raise ConfigError("tap.coordinate='sigma' needs a pipeline that tells sigma, and this one does not; allowed here: step")
+        return context.sigma
+
+    def _bank(self, context: StepContext, state: BranchState) -> Bank:
+        assert state.anchor_step is not None
+        config = self.config
+        return candidate_bank(
+            state.coords,
+            self._coordinate(context),
+            steps_ahead=context.step - state.anchor_step,
+            family=config.family,
+            orders=config.orders,
+            lookback=config.lookback,
+            spacing=config.spacing,
+        )
