@@ -1,0 +1,51 @@
+"""A tiny `WanPipeline` with random weights, and helpers around it, for tests."""
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+
+
+def random_transformer(num_layers=3, seed=0, **changes):
+    """Random weights large enough that every token and step differs."""
+    torch.manual_seed(seed)
+    config = {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": 8,
+        "freq_dim": 16,
+        "ffn_dim": 32,
+        "num_layers": num_layers,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": 32,
+    }
+    return WanTransformer3DModel(**config | changes).eval()
+
+
+def random_pipeline(**changes):
+    """No text encoder: prompts come as embeddings."""
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    torch.manual_seed(1)
+    vae = AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    pipe = WanPipeline(
+        tokenizer=None, text_encoder=None, transformer=random_transformer(**changes), vae=vae.eval(), scheduler=scheduler
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def denoise(pipe, *, steps=16, batch=1, guidance=5.0, frames=9, size=32, seed=0, **extra):
+    """Final latents of a run."""
+    generator = torch.Generator().manual_seed(100)
+    dtype = pipe.transformer.dtype
+    prompt, negative = torch.randn(2, batch, 6, 8, generator=generator).to(dtype)
+    return pipe(
+        prompt_embeds=prompt, negative_prompt_embeds=negative, height=size, width=size, num_frames=frames,
+        num_inference_steps=steps, guidance_scale=guidance, generator=torch.Generator().manual_seed(seed),
+        output_type="latent", **extra,
+    ).frames  # fmt: skip
