@@ -1,0 +1,55 @@
+"""`tapvideo-generate` and `launch/generate.py`: Hydra config in, exit code out."""
+
+import shlex
+import signal
+import sys
+from types import FrameType
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from tapvideo.config import ConfigError, GenerateConfig, config_dir
+from tapvideo.console import rank
+from tapvideo.generate import run
+from tapvideo.sample import RunFailed
+
+EXIT_RUN, EXIT_CONFIG, EXIT_INTERRUPT = 1, 2, 128 + signal.SIGINT
+
+
+def main() -> None:
+    """Generate videos; 2 is the exit code for a config error, 130 for Ctrl-C and 143 for SIGTERM."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _app()
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(EXIT_INTERRUPT)
+
+
+# An absolute folder: Hydra would look for a relative one beside the script that was started.
+@hydra.main(version_base="1.3", config_path=str(config_dir().resolve()), config_name="generate")
+def _app(raw: DictConfig) -> None:
+    try:
+        overrides = HydraConfig.get().overrides.task
+        run(GenerateConfig.from_hydra(raw), command=shlex.join(["tapvideo-generate", *overrides]))
+    except ConfigError as error:
+        _complain(str(error))
+        sys.exit(EXIT_CONFIG)
+    except RunFailed as error:
+        _complain(str(error))
+        sys.exit(EXIT_RUN)
+
+
+def _complain(text: str) -> None:
+    if rank() == 0:
+        print(f"tapvideo-generate: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+
+
+def _terminate(signum: int, _frame: FrameType | None) -> None:
+    """As an exception, so that files half written are removed on the way out."""
+    sys.exit(128 + signum)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""From clips in memory to what a run leaves on disk: videos, their record, and the report's data."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tapvideo.config import GenerateConfig
+from tapvideo.enable import TapSummary
+from tapvideo.metrics import psnr, ssim
+from tapvideo.record import ClipRecord, Comparison, RunRecord, StageTimes, finite_or_none
+from tapvideo.report.data import ChoiceMap, Clip, Report, Step
+from tapvideo.run_folder import Job
+from tapvideo.sample import Sample
+from tapvideo.video_io import write_mp4
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One clip in memory, before it is written."""
+
+    sample: Sample
+    baseline: Sample | None
+    """The same seed without acceleration, where the two are compared."""
+    summary: TapSummary | None
+    """None without TAP."""
+    steps: list[Step]
+    maps: list[ChoiceMap]
+
+
+def write_clip(folder: Path, job: Job, made: Made, config: GenerateConfig) -> ClipRecord:
+    """Write the clip, and its baseline, and tell what they took."""
+    video, baseline = Path(job.name) / "video.mp4", Path(job.name) / "baseline.mp4"
+    summary = made.summary
+    record = ClipRecord(
+        prompt=job.prompt,
+        seed=job.seed,
+        video=video.as_posix(),
+        seconds=_write(folder / video, made.sample, config),
+        full_steps=summary.full_steps if summary else list(range(config.steps)),
+        forecast_steps=summary.forecast_steps if summary else [],
+    )
+    if summary:
+        record.shares, record.tap_seconds = summary.shares, summary.tap_seconds
+        record.tap_state_bytes = summary.state_bytes
+    if made.baseline:
+        written = _write(folder / baseline, made.baseline, config)
+        record.comparison = _compare(made.sample, made.baseline, baseline, written)
+    return record
+
+
+def describe(clip: ClipRecord) -> str:
+    """What a clip took, in one line."""
+    s = clip.seconds
+    line = f"{clip.video}: text {s.text:.2f} s, denoise {s.denoise:.2f} s, VAE {s.vae:.2f} s, write {s.write:.2f} s"
+    if not clip.comparison:
+        return line
+    c = clip.comparison
+    fidelity = "identical" if c.psnr is None else f"PSNR {c.psnr:.1f} dB, SSIM {c.ssim:.3f}"
+    return f"{line}; {c.speedup:.2f}x faster denoising than {c.seconds.denoise:.2f} s, {fidelity}"
+
+
+def report_clip(folder: Path, clip: ClipRecord, made: Made) -> Clip:
+    """A clip as the report shows it."""
+    compared = clip.comparison
+    return Clip(
+        prompt=clip.prompt,
+        seed=clip.seed,
+        video=folder / clip.video,
+        baseline=folder / compared.baseline if compared else None,
+        psnr=(math.inf if compared.psnr is None else compared.psnr) if compared else None,
+        ssim=compared.ssim if compared else None,
+        denoise_seconds=clip.seconds.denoise,
+        baseline_denoise_seconds=compared.seconds.denoise if compared else None,
+        steps=made.steps,
+        maps=made.maps,
+    )
+
+
+def report_of(record: RunRecord, config: GenerateConfig, clips: list[Clip]) -> Report:
+    """The report of a run."""
+    schedule = config.schedule
+    beat = f"every {schedule.interval} steps" if schedule.kind == "interval" else "explicit"
+    facts = {
+        "model": f"{config.model.name} ({config.dtype})",
+        "method": config.tap.name,
+        "schedule": f"{beat}, {record.plan.count('#')} full of {config.steps} steps" if config.tap.enabled else "none",
+        "scheduler": f"{config.scheduler}, flow shift {config.flow_shift:g}",
+        "guidance": f"{config.guidance:g}",
+        "video": f"{config.width}x{config.height}, {config.num_frames} frames at {config.fps}/s, crf {config.quality}",
+        "device": record.device,
+        "versions": ", ".join(f"{name} {number}" for name, number in record.versions.items()),
+    }
+    return Report(title=f"{config.model.name}, {config.tap.name}", command=record.command, facts=facts, clips=clips)
+
+
+def _write(path: Path, made: Sample, config: GenerateConfig) -> StageTimes:
+    start = time.perf_counter()
+    write_mp4(path, made.frames, fps=config.fps, crf=config.quality)
+    seconds = made.seconds
+    return StageTimes(text=seconds.text, denoise=seconds.denoise, vae=seconds.vae, write=time.perf_counter() - start)
+
+
+def _compare(made: Sample, baseline: Sample, path: Path, seconds: StageTimes) -> Comparison:
+    fidelity = psnr(made.frames, baseline.frames)
+    return Comparison(
+        baseline=path.as_posix(),
+        seconds=seconds,
+        speedup=baseline.seconds.denoise / made.seconds.denoise,
+        psnr=finite_or_none(fidelity),
+        ssim=ssim(made.frames, baseline.frames),
+        identical=bool((made.frames == baseline.frames).all()),
+    )

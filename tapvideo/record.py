@@ -1,0 +1,117 @@
+"""`run.json`: what was run, on what, and what it took."""
+
+import json
+import math
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tapvideo.config import GenerateConfig
+from tapvideo.video_io import atomic_write_text
+
+_PACKAGES = ("tapvideo", "torch", "diffusers", "transformers", "accelerate")
+
+
+@dataclass(kw_only=True)
+class StageTimes:
+    """Seconds of one clip, apart."""
+
+    text: float
+    denoise: float
+    vae: float
+    write: float
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """The clip against the same seed without acceleration, on raw frames."""
+
+    baseline: str
+    seconds: StageTimes
+    """Of the baseline."""
+    speedup: float
+    """Of the denoising loop."""
+    psnr: float | None
+    """In dB; None where the clips are identical."""
+    ssim: float
+    identical: bool
+
+
+@dataclass(kw_only=True)
+class ClipRecord:
+    """One clip."""
+
+    prompt: str
+    seed: int
+    video: str
+    seconds: StageTimes
+    full_steps: list[int]
+    forecast_steps: list[int]
+    shares: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Share of tokens per predictor, by forecast step."""
+    tap_seconds: float = 0.0
+    """Seconds of forecasts, and of probes and history on full steps; a part of `seconds.denoise`."""
+    tap_state_bytes: int = 0
+    comparison: Comparison | None = None
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """One run."""
+
+    command: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    device: str
+    plan: str
+    """One character a step: `#` full, `.` forecast."""
+    clips: list[ClipRecord] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Write the record, whole or not at all."""
+        atomic_write_text(path, json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def new_record(config: GenerateConfig, command: str, device: torch.device, plan: str) -> RunRecord:
+    """A record without clips."""
+    return RunRecord(
+        command=command, config=config.as_dict(), versions=package_versions(), device=device_name(device), plan=plan
+    )
+
+
+def finite_or_none(value: float) -> float | None:
+    """Json has no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def device_name(device: torch.device) -> str:
+    """What a person would call the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()} ({os.cpu_count()} cores, {torch.get_num_threads()} threads)"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,132 @@
+"""One call of a pipeline: frames, and the seconds of each stage."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tapvideo.config import GenerateConfig
+
+
+class RunFailed(RuntimeError):
+    """A run that must not go on; the message says what happened, on which step."""
+
+
+class VideoPipeline(Protocol):
+    """What is used of a diffusers text-to-video pipeline."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Make videos."""
+        ...
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Models, tokenizer and scheduler by name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StageSeconds:
+    """Wall-clock seconds of the stages of one call."""
+
+    text: float
+    """Until the first transformer call: text encoder, and the initial noise."""
+    denoise: float
+    """From the first transformer call to the last scheduler step."""
+    vae: float
+    """From there until the frames are on the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A clip, and what it took."""
+
+    frames: Float[Tensor, "frames height width 3"]
+    """Values in [0, 1], on the host."""
+    seconds: StageSeconds
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Points in time at which the device had finished what it was given."""
+
+    synchronize: Callable[[], None]
+    marks: dict[str, float] = field(default_factory=dict)
+
+    def mark(self, name: str) -> None:
+        self.synchronize()
+        self.marks[name] = time.perf_counter()
+
+    def mark_first(self, name: str) -> None:
+        if name not in self.marks:
+            self.mark(name)
+
+    def seconds(self) -> StageSeconds:
+        begin, denoise, vae, end = (self.marks[name] for name in ("begin", "denoise", "vae", "end"))
+        return StageSeconds(text=denoise - begin, denoise=vae - denoise, vae=end - vae)
+
+
+def sample(
+    pipe: VideoPipeline, config: GenerateConfig, prompt: str, seed: int, on_step: Callable[[int], None]
+) -> Sample:
+    """Run the plain pipeline once; `on_step` is told the index of every step that is done.
+
+    The pipeline's own call makes the frames, so they are bit for bit what it makes without tapvideo.
+
+    Raises:
+        RunFailed: if the latents or the frames are NaN or infinite.
+    """
+    clock = _Clock(torch.cuda.synchronize if torch.cuda.is_available() else lambda: None)
+
+    def end_step(_pipe: Any, step: int, _timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        check_finite(tensors["latents"], step, config.steps)
+        on_step(step)
+        if step == config.steps - 1:
+            clock.mark("vae")
+        return {}
+
+    transformers = [m for name, m in pipe.components.items() if name.startswith("transformer") and m is not None]
+    hooks = [m.register_forward_pre_hook(lambda *_: clock.mark_first("denoise")) for m in transformers]
+    try:
+        clock.mark("begin")
+        video = pipe(**call_arguments(config, prompt, seed), output_type="pt", callback_on_step_end=end_step).frames
+        frames = video[0].permute(0, 2, 3, 1).float().cpu()
+        clock.mark("end")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not torch.isfinite(frames).all():
+        raise RunFailed(f"the VAE made NaN or infinite frames from finite latents (seed {seed}); try dtype=float32")
+    return Sample(frames, clock.seconds())
+
+
+def call_arguments(config: GenerateConfig, prompt: str, seed: int) -> dict[str, Any]:
+    """Arguments of the pipeline's call; noise comes from the CPU, so that a seed means the same on every device."""
+    return {
+        "prompt": prompt,
+        "negative_prompt": config.negative_prompt,
+        "height": config.height,
+        "width": config.width,
+        "num_frames": config.num_frames,
+        "num_inference_steps": config.steps,
+        "guidance_scale": config.guidance,
+        "max_sequence_length": config.max_sequence_length,
+        "generator": torch.Generator("cpu").manual_seed(seed),
+    }
+
+
+def check_finite(latents: Float[Tensor, "b c t h w"], step: int, num_steps: int) -> None:
+    """Stop a run whose latents are lost.
+
+    Raises:
+        RunFailed: if any value is NaN or infinite.
+    """
+    if not torch.isfinite(latents).all():
+        raise RunFailed(
+            f"NaN or infinite latents after step {step} (of steps 0 to {num_steps - 1}); "
+            "try dtype=float32, or tap=off to see whose they are"
+        )

@@ -1,0 +1,170 @@
+"""Where a model's files are, and whether they can make what the config asks for, before any weight is loaded."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from tapvideo.config import ConfigError, GenerateConfig, ModelConfig
+
+ASSETS = Path(__file__).parent / "assets"
+_BUILTIN = "builtin:"
+_CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.model", "*/*.txt"]
+_WEIGHT_FILES = [*_CONFIG_FILES, "*/*.safetensors"]  # never pickles, never code
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PIPELINE_MULTIPLE = 16  # WanPipeline asks for it of every model, whatever its patches
+
+
+def find_configs(model: ModelConfig) -> Path:
+    """The folder with the model's json files; from the hub, only those are downloaded.
+
+    Raises:
+        ConfigError: if there is no such model, or it is on the hub and the hub cannot be reached.
+    """
+    return _find(model, _CONFIG_FILES)
+
+
+def find_weights(model: ModelConfig) -> Path:
+    """The folder with all of the model's files, downloaded from the hub where they are not at hand.
+
+    Raises:
+        ConfigError: if a file is missing and cannot be downloaded; one line says what to download, and to where.
+    """
+    folder = _find(model, _WEIGHT_FILES)
+    missing = _missing_weights(folder)
+    if missing and _is_hub_id(model):
+        raise ConfigError(_absent(model, f"{missing[0]} is missing from the download cache"))
+    if missing:
+        raise ConfigError(
+            f"model.weights={model.weights!r} lacks {missing[0]}; allowed: folders of save_pretrained with safetensors"
+        )
+    return folder
+
+
+def check_sizes(config: GenerateConfig, folder: Path) -> None:
+    """Check height, width and number of frames against the model in `folder`.
+
+    Raises:
+        ConfigError: if the model cannot make this size; the message names the nearest that it can.
+    """
+    transformer, vae = component_config(folder, "transformer"), component_config(folder, "vae")
+    spatial, temporal = vae.get("scale_factor_spatial", 8), vae.get("scale_factor_temporal", 4)
+    patch = transformer.get("patch_size", [1, 2, 2])
+    for key, patch_side in (("height", patch[1]), ("width", patch[2])):
+        multiple = math.lcm(_PIPELINE_MULTIPLE, spatial * patch_side)
+        _check_step(
+            key, getattr(config, key), step=multiple, offset=0, limit=spatial * _longest(transformer, patch_side)
+        )
+    # The first frame is a latent frame of its own; each later one covers `temporal` frames.
+    frames_per_patch = temporal * patch[0]
+    last = frames_per_patch * (_longest(transformer, 1) - 1) + 1
+    _check_step("num_frames", config.num_frames, step=frames_per_patch, offset=1, limit=last)
+
+
+def component_config(folder: Path, name: str) -> dict[str, Any]:
+    """The `config.json` of one component of a saved pipeline.
+
+    Raises:
+        ConfigError: if the file is missing or not json.
+    """
+    return _read_json(folder / name / "config.json")
+
+
+def pipeline_class_name(folder: Path) -> str:
+    """The pipeline class that a saved pipeline asks for.
+
+    Raises:
+        ConfigError: if the file that says so is missing or not json.
+    """
+    return str(_read_json(folder / "model_index.json").get("_class_name"))
+
+
+def _find(model: ModelConfig, hub_patterns: list[str]) -> Path:
+    if model.weights.startswith(_BUILTIN):
+        return _builtin(model)
+    local = Path(model.weights).expanduser()
+    if local.is_dir():
+        if not (local / "model_index.json").is_file():
+            raise ConfigError(
+                f"model.weights={model.weights!r} has no model_index.json; allowed: folders of save_pretrained"
+            )
+        return local
+    if not _is_hub_id(model):
+        raise ConfigError(
+            f"model.weights={model.weights!r} does not exist; allowed: a folder, a hub id OWNER/NAME or builtin:NAME"
+        )
+    try:
+        return Path(snapshot_download(model.weights, revision=model.revision, allow_patterns=hub_patterns))
+    except (
+        OSError,
+        HFValidationError,
+    ) as error:  # every error of the hub client about files and the network is an OSError
+        raise ConfigError(_absent(model, str(error).strip().splitlines()[0])) from error
+
+
+def _builtin(model: ModelConfig) -> Path:
+    known = sorted(p.parent.name for p in ASSETS.glob("*/model_index.json"))
+    name = model.weights.removeprefix(_BUILTIN)
+    if name not in known:
+        names = ", ".join(_BUILTIN + k for k in known) or "none in this installation"
+        raise ConfigError(f"model.weights={model.weights!r} is not known; allowed: {names}")
+    return ASSETS / name
+
+
+def _is_hub_id(model: ModelConfig) -> bool:
+    is_path = model.weights.startswith(_BUILTIN) or Path(model.weights).expanduser().is_dir()
+    return not is_path and _HUB_ID.fullmatch(model.weights) is not None
+
+
+def _absent(model: ModelConfig, reason: str) -> str:
+    revision = f" --revision {model.revision}" if model.revision else ""
+    size = f"about {model.download_gib:g} GiB, " if model.download_gib else ""
+    return (
+        f"model.weights={model.weights!r} is not on this machine and cannot be downloaded ({reason}); "
+        f"where there is a network, run `hf download {model.weights}{revision}` ({size}to {constants.HF_HUB_CACHE}), "
+        "or set model.weights to a folder with it"
+    )
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    """Weights that `model_index.json` names and the folder lacks; a component with a `config.json` has weights."""
+    index = _read_json(folder / "model_index.json")
+    components = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
+    missing = [f"{name}/" for name in components if not (folder / name).is_dir()]
+    for part in (folder / name for name in components if (folder / name / "config.json").is_file()):
+        shards = {
+            f for index in part.glob("*.safetensors.index.json") for f in _read_json(index)["weight_map"].values()
+        }
+        if shards:
+            missing += [f"{part.name}/{shard}" for shard in sorted(shards) if not (part / shard).is_file()]
+        elif not any(part.glob("*.safetensors")):
+            missing.append(f"{part.name}/*.safetensors")
+    return missing
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.weights: {path} is missing or not json; allowed: folders of save_pretrained"
+        ) from error
+
+
+def _longest(transformer: dict[str, Any], patch_side: int) -> int:
+    """Latents along one side that the rotary table of the transformer has rows for."""
+    return transformer.get("rope_max_seq_len", 1024) * patch_side
+
+
+def _check_step(key: str, value: int, *, step: int, offset: int, limit: int) -> None:
+    if value % step != offset % step:
+        below = (value - offset) // step * step + offset
+        near = " or ".join(str(v) for v in (below, below + step) if 0 < v <= limit)
+        rule = f"multiples of {step}" if not offset else f"{step} k + {offset}"
+        raise ConfigError(f"{key}={value} does not fit this model; allowed: {rule}, e.g. {near or limit}")
+    if value > limit:
+        raise ConfigError(f"{key}={value} is larger than this model's position table; allowed: up to {limit}")
