@@ -36,5 +36,7 @@ class Console:
                 kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
                 bar.set_postfix_str(kinds, refresh=False)
                 bar.update()
+                if step == len(plan) - 1:
+                    bar.close()  # the rate it ends on is the loop's, without the VAE
 
             yield done

@@ -10,7 +10,7 @@ from tapvideo.outputs import Made, describe, report_clip, report_of, write_clip
 from tapvideo.pipeline import (
     WanPipeline,
     accelerated,
-    hide_progress_bars,
+    hide_loading_bars,
     load_pipeline,
     make_scheduler,
     resolve_device,
@@ -47,10 +47,10 @@ def run(config: GenerateConfig, *, command: str = "") -> Path:
     if config.dry_run:
         print_plan(config, plan)
         return folder
-    if not console.loud:
-        hide_progress_bars()
+    hide_loading_bars(downloads=not console.loud)
+    console.say(f"loading {config.model.weights}")
     pipe = load_pipeline(config)
-    console.say(f"{config.model.name}, {config.tap.name}: {plan_summary(plan)}\n{strip(plan)}")
+    console.say(f"{config.tap.name}: {plan_summary(plan)}\n{strip(plan)}")
     if _compares(config):
         warm_up(pipe, config)
     record, clips = new_record(config, command, resolve_device(config), strip(plan)), []

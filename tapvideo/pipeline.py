@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.utils import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 from tapvideo.config import ConfigError, GenerateConfig
@@ -113,10 +114,12 @@ def accelerated(pipe: WanPipeline, config: GenerateConfig) -> Iterator[Tap]:
         tap.disable()
 
 
-def hide_progress_bars() -> None:
-    """No bars of diffusers and transformers while they load, in this process."""
+def hide_loading_bars(*, downloads: bool) -> None:
+    """No bars while components load, in this process; of `downloads` too where nobody wants to see them."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    if downloads:
+        disable_progress_bars()
 
 
 def _compile(pipe: WanPipeline) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ class RunFailed(RuntimeError):
     """A run that must not go on; the message says what happened, on which step."""
 
 
+@runtime_checkable
 class VideoPipeline(Protocol):
     """What is used of a diffusers text-to-video pipeline."""
 

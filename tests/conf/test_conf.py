@@ -1,0 +1,71 @@
+"""The yaml files: every group composes, and holds exactly the keys of its dataclass."""
+
+from dataclasses import fields
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from tapvideo.config import ForecastConfig, GenerateConfig, ModelConfig, ScheduleConfig, config_dir
+from tapvideo.schedule import StepKind
+from tapvideo.stack import make_plan
+
+GROUPS = {"model": ModelConfig, "tap": ForecastConfig, "schedule": ScheduleConfig}
+OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((config_dir() / group).glob("*.yaml"))]
+
+
+def test_every_group_has_options():
+    assert {option.partition("=")[0] for option in OPTIONS} == set(GROUPS)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option_composes(composed, option):
+    group, _, name = option.partition("=")
+    config = composed(option)
+    if group != "schedule":
+        assert getattr(config, group).name == name
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_keys_are_the_dataclass_fields(group):
+    """A key that only one side has could not be overridden, or would be read by nothing."""
+    with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
+        raw = compose("generate")
+    assert set(raw[group]) == {f.name for f in fields(GROUPS[group])}
+    assert set(raw) == {f.name for f in fields(GenerateConfig)}
+
+
+def test_defaults_are_the_dataclass_defaults(composed):
+    """Python users and the command line get the same method and schedule."""
+    config = composed()
+    assert config.tap == ForecastConfig()
+    assert config.schedule == ScheduleConfig()
+
+
+def test_hydra_makes_no_folders_of_its_own():
+    with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
+        hydra = compose("generate", return_hydra_config=True).hydra
+    assert (hydra.run.dir, hydra.output_subdir, hydra.job.chdir) == (".", None, False)
+    assert "file" not in OmegaConf.select(hydra, "job_logging.root.handlers", default=[])
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith("tap=")])
+def test_presets_plan_forecasts_unless_off(composed, option):
+    plan = make_plan(composed(option).tap_config, 50)
+    assert (StepKind.FORECAST in plan) == (option != "tap=off")
+
+
+def test_full_schedule_plans_no_forecast(composed):
+    assert StepKind.FORECAST not in make_plan(composed("schedule=full").tap_config, 50)
+
+
+def test_explicit_schedule_spends_as_many_full_steps_as_it_lists(composed):
+    config = composed("schedule=explicit")
+    assert make_plan(config.tap_config, 50).count(StepKind.FULL) == len(config.schedule.steps) == 14
+
+
+def test_model_defaults_reach_the_top_level(composed):
+    config = composed("model=wan_14b", "steps=30")
+    assert (config.height, config.width, config.flow_shift, config.dtype) == (720, 1280, 5.0, "bfloat16")
+    assert (config.steps, config.model.steps) == (30, 50)
+    assert config.negative_prompt.startswith("色调艳丽")

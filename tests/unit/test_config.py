@@ -1,0 +1,60 @@
+import pytest
+
+from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ScheduleConfig
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("+stepz=3", "stepz"),
+        ("+tap.order=1", "order"),
+        ("+model.size=3", "size"),
+        ("steps=abc", "steps"),
+        ("steps=1.5", "steps"),
+        ("seeds=[a]", "seeds"),
+        ("compile=perhaps", "compile"),
+        ("guidance=[1]", "guidance"),
+        ("tap.orders=2", "orders"),
+        ("steps=0", "steps=0"),
+        ("height=-16", "height=-16"),
+        ("guidance=-1", "guidance"),
+        ("flow_shift=0", "flow_shift"),
+        ("quality=52", "quality=52"),
+        ("scheduler=ddim", "scheduler='ddim'"),
+        ("dtype=int8", "dtype='int8'"),
+        ("offload=disk", "offload='disk'"),
+        ("seeds=[]", "seeds"),
+        ("seeds=[1,1]", "seeds"),
+        ("seeds=[-1]", "seeds"),
+        ("tap.family=newton", "tap.family"),
+        ("tap.proxy=l1", "tap.proxy"),
+        ("tap.choice=block", "tap.choice"),
+        ("tap.orders=[0,3]", "tap.anchors=3"),
+        ("tap.spacing=0", "tap.spacing"),
+        ("schedule.kind=random", "schedule.kind"),
+        ("schedule.interval=0", "schedule.interval"),
+        ("schedule.warmup=0", "schedule.warmup"),
+    ],
+)
+def test_from_hydra_refuses(composed, override, key):
+    with pytest.raises(ConfigError) as error:
+        composed(override)
+    assert key in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_from_hydra_resolves_interpolations(composed):
+    config = composed("model.steps=20", "guidance=3")
+    assert (config.steps, config.guidance) == (20, 3.0)
+
+
+def test_tap_config_joins_forecast_and_schedule():
+    config = GenerateConfig(tap=ForecastConfig(proxy="l2"), schedule=ScheduleConfig(interval=7))
+    assert (config.tap_config.proxy, config.tap_config.schedule.interval) == ("l2", 7)
+
+
+def test_as_dict_is_plain_and_whole(composed):
+    plain = composed().as_dict()
+    assert plain["tap"]["orders"] == [0, 1, 2]
+    assert plain["schedule"]["interval"] == 4
+    assert plain["steps"] == 50
