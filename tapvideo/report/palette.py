@@ -1,0 +1,38 @@
+"""Colours of predictors: hue is the order, lightness the distance."""
+
+import re
+from collections.abc import Iterable
+
+_LABEL = re.compile(r"order (\d+), k(?:-([\d.]+))?$")
+
+# Hue is the predictor's order, lightness its distance. Grey, blue, orange stay apart for every kind of colour vision.
+_RAMPS = (
+    ("#8b959c", "#c6cdd1"),
+    ("#0b559f", "#a3cdf0"),
+    ("#c2500a", "#fbcf9d"),
+    ("#0b7a63", "#a4e0d1"),
+    ("#7a2f8f", "#dfbbe8"),
+)
+
+
+def palette(labels: Iterable[str]) -> dict[str, str]:
+    """Colour of every predictor, in the order of a legend: by order, then by distance from the target."""
+    families: dict[int, list[str]] = {}
+    for label in sorted(set(labels), key=_rank):
+        families.setdefault(_rank(label)[0], []).append(label)
+    return {
+        label: _mix(*_RAMPS[family % len(_RAMPS)], i / max(len(members) - 1, 1))
+        for family, members in families.items()
+        for i, label in enumerate(members)
+    }
+
+
+def _rank(label: str) -> tuple[int, float, str]:
+    """Order and distance of a predictor; one that has neither is grey, like plain reuse."""
+    found = _LABEL.match(label)
+    return (int(found[1]), float(found[2] or 0), label) if found else (0, 0.0, label)
+
+
+def _mix(dark: str, light: str, share: float) -> str:
+    channels = zip(bytes.fromhex(dark[1:]), bytes.fromhex(light[1:]), strict=True)
+    return "#" + bytes(round(d + (b - d) * share) for d, b in channels).hex()

@@ -1,0 +1,245 @@
+"use strict";
+const payload = JSON.parse(document.getElementById("payload").textContent);
+const palette = payload.colours.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
+const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+const bytes = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+
+async function inflate(base64) {
+  const stream = new Blob([bytes(base64)]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+function whenSeen(element, action) {
+  new IntersectionObserver((entries, observer) => {
+    if (!entries.some((e) => e.isIntersecting)) return;
+    observer.disconnect();
+    action();
+  }, { rootMargin: "100px" }).observe(element);
+}
+
+/* Some browsers do not play data URIs: give them the same bytes as a blob. */
+function blobOnError(video) {
+  video.addEventListener("error", () => {
+    const [head, data] = video.src.split(",");
+    if (head.startsWith("data:")) video.src = URL.createObjectURL(new Blob([bytes(data)], { type: "video/mp4" }));
+  });
+}
+
+/* ---- players: one clock, one scrubber ---- */
+function setUpPlayer(root) {
+  const videos = [...root.querySelectorAll("video")];
+  const clock = videos.at(-1);
+  const frames = Number(root.dataset.frames), fps = Number(root.dataset.fps);
+  const button = root.querySelector(".play"), scrub = root.querySelector(".scrub"), label = root.querySelector(".frame");
+  const drawDifference = setUpDifference(root, videos);
+  let playing = false;
+  videos.forEach((v) => { v.controls = false; blobOnError(v); });
+
+  const show = (frame) => {
+    scrub.value = frame;
+    scrub.setAttribute("aria-valuetext", `frame ${frame + 1} of ${frames}`);
+    label.textContent = `${frame + 1} / ${frames}`;
+  };
+  const seek = (frame) => videos.forEach((v) => { v.currentTime = (frame + 0.5) / fps; });
+  const follow = () => {
+    if (!playing) return;
+    show(Math.min(frames - 1, Math.floor(clock.currentTime * fps + 0.01)));
+    for (const v of videos) if (v !== clock && !v.ended && Math.abs(v.currentTime - clock.currentTime) > 0.7 / fps) v.currentTime = clock.currentTime;
+    drawDifference();
+    requestAnimationFrame(follow);
+  };
+  const pause = () => {
+    playing = false;
+    button.textContent = "Play";
+    videos.forEach((v) => v.pause());
+    seek(Number(scrub.value));
+  };
+  const start = () => Promise.all(videos.map((v) => v.play()));
+  const play = async () => {
+    playing = true;
+    button.textContent = "Pause";
+    try {
+      await start();
+      follow();
+    } catch { pause(); } /* the browser allows no playback, or the reader paused first */
+  };
+  clock.addEventListener("ended", () => {
+    if (!playing) return;
+    videos.forEach((v) => { v.currentTime = 0; });
+    start().catch(pause);
+  });
+  button.addEventListener("click", () => (playing ? pause() : play()));
+  scrub.addEventListener("input", () => {
+    const frame = Number(scrub.value);
+    if (playing) pause();
+    seek(frame);
+    show(frame);
+  });
+  videos.forEach((v) => v.addEventListener("seeked", drawDifference));
+  if (!calm) whenSeen(root, play);
+}
+
+function setUpDifference(root, videos) {
+  const figure = root.querySelector(".difference"), button = root.querySelector(".compare");
+  if (!figure) return () => {};
+  const canvas = figure.querySelector("canvas"), context = canvas.getContext("2d"), gain = figure.querySelector(".gain");
+  const draw = () => {
+    if (figure.hidden) return;
+    context.globalCompositeOperation = "copy";
+    context.drawImage(videos[0], 0, 0, canvas.width, canvas.height);
+    context.globalCompositeOperation = "difference";
+    context.drawImage(videos[1], 0, 0, canvas.width, canvas.height);
+  };
+  button.addEventListener("click", () => {
+    figure.hidden = !figure.hidden;
+    button.setAttribute("aria-pressed", String(!figure.hidden));
+    draw();
+  });
+  gain.addEventListener("change", () => figure.style.setProperty("--gain", gain.value));
+  return draw;
+}
+
+/* ---- timeline: point, focus or choose a step ---- */
+function setUpTimeline(root, choose) {
+  const buttons = [...root.querySelectorAll(".columns button")], readout = root.querySelector(".readout");
+  const say = (button) => { readout.textContent = button.getAttribute("aria-label"); };
+  const mark = (step) => buttons.forEach((b) => {
+    const here = Number(b.dataset.step) === step;
+    here ? b.setAttribute("aria-current", "step") : b.removeAttribute("aria-current");
+    if (here) say(b);
+  });
+  const columns = root.querySelector(".columns");
+  const moves = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
+  columns.addEventListener("keydown", (event) => {
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    const from = buttons.indexOf(document.activeElement);
+    const to = buttons[Math.max(0, Math.min(buttons.length - 1, from + moves[event.key]))];
+    buttons.forEach((b) => { b.tabIndex = b === to ? 0 : -1; });
+    to.focus();
+    choose(Number(to.dataset.step));
+  });
+  for (const b of buttons) {
+    b.addEventListener("pointerenter", () => say(b));
+    b.addEventListener("click", () => choose(Number(b.dataset.step)));
+  }
+  columns.addEventListener("pointerleave", () => {
+    const current = root.querySelector("[aria-current]");
+    if (current) say(current);
+  });
+  return mark;
+}
+
+/* ---- maps: one small grid per latent frame ---- */
+async function setUpMaps(root, packed, video, player, onStep) {
+  const maps = {};
+  for (const [name, m] of Object.entries(packed)) maps[name] = { ...m, choice: await inflate(m.data) };
+  const branch = root.querySelector(".branch"), slider = root.querySelector(".step"), at = root.querySelector(".at");
+  const readout = root.querySelector(".maps .readout"), play = root.querySelector(".play");
+  const current = () => maps[branch ? branch.value : Object.keys(maps)[0]];
+  const [t, h, w] = current().grid;
+  const cells = layOut(root.querySelector(".latents"), t, h, w, player);
+  let only = null, timer = null;
+
+  const draw = () => {
+    const m = current(), position = Number(slider.value), base = position * t * h * w;
+    cells.forEach((cell, i) => paint(cell, m.choice.subarray(base + i * h * w, base + (i + 1) * h * w), only));
+    at.textContent = `step ${m.steps[position]}`;
+    slider.setAttribute("aria-valuetext", at.textContent);
+    onStep(m.steps[position]);
+  };
+  const stop = () => { clearInterval(timer); timer = null; play.textContent = "Play"; };
+  const choose = (step) => {
+    const position = current().steps.indexOf(step);
+    if (position < 0) return;
+    slider.value = position;
+    draw();
+  };
+  slider.max = current().steps.length - 1;
+  slider.value = Math.floor(current().steps.length / 2);
+  slider.addEventListener("input", () => { stop(); draw(); });
+  branch?.addEventListener("change", () => {
+    slider.max = current().steps.length - 1;
+    draw();
+  });
+  play.addEventListener("click", () => {
+    if (timer) return stop();
+    play.textContent = "Pause";
+    timer = setInterval(() => { slider.value = (Number(slider.value) + 1) % (Number(slider.max) + 1); draw(); }, 280);
+  });
+  root.querySelectorAll(".legend button").forEach((b) => b.addEventListener("click", () => {
+    const index = Number(b.dataset.label);
+    only = only === index ? null : index;
+    root.querySelectorAll(".legend button").forEach((o) => o.setAttribute("aria-pressed", String(Number(o.dataset.label) === only)));
+    draw();
+  }));
+  cells.forEach((cell, i) => cell.map.addEventListener("pointermove", (event) => {
+    const x = Math.min(w - 1, Math.floor(event.offsetX / cell.map.clientWidth * w));
+    const y = Math.min(h - 1, Math.floor(event.offsetY / cell.map.clientHeight * h));
+    const index = current().choice[((Number(slider.value) * t + i) * h + y) * w + x];
+    readout.textContent = `${at.textContent} · latent frame ${i}, row ${y}, column ${x} · ${payload.labels[index]}`;
+  }));
+  draw();
+  drawPictures(video, cells, player);
+  return choose;
+}
+
+function layOut(grid, t, h, w, player) {
+  const frames = Number(player.dataset.frames);
+  if (t <= 7) grid.style.setProperty("--cell", `${Math.floor(960 / t) - 14}px`);
+  return Array.from({ length: t }, (_, i) => {
+    const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+    const picture = document.createElement("canvas"), map = document.createElement("canvas");
+    const frame = t > 1 ? Math.round(i * (frames - 1) / (t - 1)) : 0;
+    picture.className = "picture";
+    picture.setAttribute("role", "img");
+    picture.setAttribute("aria-label", `frame ${frame + 1} of the video`);
+    map.width = w;
+    map.height = h;
+    map.setAttribute("role", "img");
+    caption.textContent = `frame ${frame + 1}`;
+    figure.append(picture, map, caption);
+    grid.append(figure);
+    return { picture, map, frame };
+  });
+}
+
+function paint({ map, frame }, choice, only) {
+  const context = map.getContext("2d"), image = context.createImageData(map.width, map.height);
+  const counts = new Map();
+  choice.forEach((index, i) => {
+    image.data.set(palette[index], 4 * i);
+    image.data[4 * i + 3] = only === null || only === index ? 255 : 36;
+    counts.set(index, (counts.get(index) ?? 0) + 1);
+  });
+  context.putImageData(image, 0, 0);
+  const top = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 3);
+  const parts = top.map(([index, n]) => `${payload.labels[index]} ${Math.round(100 * n / choice.length)} %`);
+  map.setAttribute("aria-label", `choices at frame ${frame + 1}: ${parts.join(", ")}`);
+}
+
+/* The clip's own pictures at the latent frames, taken from a silent copy of the video. */
+async function drawPictures(video, cells, player) {
+  const copy = video.cloneNode();
+  blobOnError(copy);
+  if (copy.readyState < 2) await new Promise((done) => copy.addEventListener("loadeddata", done, { once: true }));
+  const scale = Math.min(1, 320 / copy.videoWidth);
+  for (const { picture, frame } of cells) {
+    copy.currentTime = (frame + 0.5) / Number(player.dataset.fps);
+    await new Promise((done) => copy.addEventListener("seeked", done, { once: true }));
+    picture.width = copy.videoWidth * scale;
+    picture.height = copy.videoHeight * scale;
+    picture.getContext("2d").drawImage(copy, 0, 0, picture.width, picture.height);
+  }
+}
+
+for (const clip of document.querySelectorAll(".clip")) {
+  const player = clip.querySelector(".player"), steps = clip.querySelector(".steps"), maps = clip.querySelector(".maps");
+  let chooseMap = () => {};
+  const mark = steps ? setUpTimeline(steps, (step) => { mark(step); chooseMap(step); }) : () => {};
+  setUpPlayer(player);
+  if (maps) whenSeen(maps, async () => {
+    chooseMap = await setUpMaps(clip.querySelector(".predictors"), payload.maps[clip.dataset.clip], [...player.querySelectorAll("video")].at(-1), player, mark);
+  });
+}
