@@ -8,7 +8,7 @@ _LABEL = re.compile(r"order (\d+), k(?:-([\d.]+))?$")
 # Hue is the predictor's order, lightness its distance. Grey, blue, orange stay apart for every kind of colour vision.
 _RAMPS = (
     ("#8b959c", "#c6cdd1"),
-    ("#0b559f", "#a3cdf0"),
+    ("#1160b0", "#a3cdf0"),
     ("#c2500a", "#fbcf9d"),
     ("#0b7a63", "#a4e0d1"),
     ("#7a2f8f", "#dfbbe8"),

@@ -198,4 +198,4 @@ def _legend(clip: Clip, colours: dict[str, str]) -> list[LegendEntry]:
 
 def percent(share: float) -> str:
     """A share as text; a small one is not called none."""
-    return "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+    return "<\u00a01\u00a0%" if 0 < share < 0.005 else f"{100 * share:.0f}\u00a0%"

@@ -183,7 +183,7 @@ def test_the_timeline_tells_every_step(clip: Clip):
     assert [b["class"] for b in columns] == ["full", "forecast", "forecast"]
     facts, shares = columns[1]["aria-label"].split("\n")
     assert facts == "step 1 \u00b7 forecast \u00b7 \u03c3 0.750 \u00b7 5 ms"
-    assert shares == "order 1, k 75 % \u00b7 reuse 25 %"  # below half a percent is left out
+    assert shares == "order 1, k 75\u00a0% \u00b7 reuse 25\u00a0%"  # below half a percent is left out
     assert columns[2]["aria-label"].startswith("step 2 \u00b7 forecast \u00b7 4 ms")
     assert "--stack" not in columns[0]["style"]
     colours = palette(LABELS)
