@@ -12,7 +12,7 @@ from tapvideo.pipeline import (
     accelerated,
     hide_loading_bars,
     load_pipeline,
-    make_scheduler,
+    noise_levels,
     resolve_device,
 )
 from tapvideo.record import new_record
@@ -89,12 +89,8 @@ def print_plan(config: GenerateConfig, plan: Plan) -> None:
     """The table that a dry run shows: every step with its sigma, timestep and kind."""
     if rank() != 0:
         return
-    scheduler = make_scheduler(config)
-    scheduler.set_timesteps(config.steps)
     print(f"{'step':>4}  {'sigma':>7}  {'timestep':>8}  kind")
-    for index, (sigma, timestep) in enumerate(
-        zip(scheduler.sigmas.tolist(), scheduler.timesteps.tolist(), strict=False)
-    ):
+    for index, (sigma, timestep) in enumerate(noise_levels(config)):
         print(f"{index:>4}  {sigma:>7.4f}  {timestep:>8.2f}  {plan[index]}")
     print(f"\n{strip(plan)}\n{plan_summary(plan)}")
     if config.tap.enabled and config.steps < config.schedule.min_steps:

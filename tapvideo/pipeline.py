@@ -32,6 +32,14 @@ def make_scheduler(config: GenerateConfig) -> Scheduler:
     )
 
 
+def noise_levels(config: GenerateConfig) -> list[tuple[float, float]]:
+    """Sigma and timestep of every step of a run."""
+    scheduler = make_scheduler(config)
+    scheduler.set_timesteps(config.steps)
+    sigmas, timesteps = torch.as_tensor(scheduler.sigmas), torch.as_tensor(scheduler.timesteps)
+    return list(zip(sigmas[:-1].tolist(), timesteps.tolist(), strict=True))  # the last sigma is the clean end
+
+
 def resolve_device(config: GenerateConfig) -> torch.device:
     """The device of this process; `auto` is the GPU of its local rank where there is one.
 

@@ -59,4 +59,8 @@ def test_models_and_stack_do_not_know_the_pipeline():
 
 
 def test_nothing_imports_a_command_line():
-    assert [m for m in MODULES if not m.startswith("cli/") and any(n.startswith("tapvideo.cli") for n in imports(PACKAGE / m))] == []
+    assert [
+        m
+        for m in MODULES
+        if not m.startswith("cli/") and any(n.startswith("tapvideo.cli") for n in imports(PACKAGE / m))
+    ] == []
