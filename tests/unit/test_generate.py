@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tapvideo import generate
+from tapvideo.cli.generate import main
 from tapvideo.config import ConfigError
 from tapvideo.enable import TapSummary
 from tapvideo.run_folder import list_jobs, read_prompts, run_folder, slug
@@ -179,19 +180,64 @@ def test_dry_run_says_when_a_run_is_too_short(composed, capsys):
     assert "not accelerated: steps=8 is less than schedule.min_steps=12" in capsys.readouterr().out
 
 
+@pytest.fixture
+def command_line(monkeypatch, capfd):
+    """The console script in this process: overrides in, exit code, stdout and stderr out."""
+
+    def call(*overrides):
+        monkeypatch.setattr("sys.argv", ["tapvideo-generate", *overrides])
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code, *capfd.readouterr()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        return 0, *capfd.readouterr()
+
+    return call
+
+
+@pytest.mark.parametrize("override", ["+stepz=3", "steps=abc", "tap.proxy=l7", "height=-1", "model.weights=/nowhere"])
+def test_config_errors_are_one_line_and_exit_2(command_line, override):
+    code, _, err = command_line(override)
+    assert code == 2
+    assert err.startswith("tapvideo-generate: ")
+    assert err.count("\n") == 1
+
+
+def test_config_errors_are_told_by_one_rank(command_line, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    assert command_line("+stepz=3") == (2, "", "")
+
+
+def test_unknown_key_without_plus_is_an_error(command_line):
+    code, _, err = command_line("stepz=3")
+    assert code == 1
+    assert "stepz" in err
+    assert "Traceback" not in err
+
+
+def test_failed_run_is_one_line_and_exit_1(command_line, random_overrides, monkeypatch):
+    monkeypatch.setattr("tapvideo.models.hook.TapHook._step_context", lambda *_: None)
+    code, _, err = command_line(*random_overrides, "compare=false")
+    assert code == 1
+    assert "none was made" in err
+    assert "Traceback" not in err
+
+
+def test_record_holds_the_command(command_line, random_overrides, tmp_path):
+    assert command_line(*random_overrides, "compare=false")[0] == 0
+    record = json.loads(next(tmp_path.rglob("run.json")).read_text())
+    assert record["command"].startswith("tapvideo-generate ")
+    assert "'prompt='\"'\"'a red circle'\"'\"''" in record["command"]
+
+
 @pytest.mark.slow
-def test_launcher_works_from_any_folder_and_tells_errors_in_one_line(tmp_path):
+def test_launcher_works_from_any_folder_and_leaves_nothing(tmp_path):
     shown = launch("--cfg", "job", cwd=tmp_path)
     assert shown.returncode == 0
     assert "flow_shift" in shown.stdout
-    for override in ("+stepz=3", "steps=abc", "tap.proxy=l7", "model.weights=/nowhere"):
-        failed = launch(override, cwd=tmp_path)
-        assert failed.returncode == 2
-        assert failed.stderr.count("\n") == 1
-    unknown = launch("stepz=3", cwd=tmp_path)
-    assert unknown.returncode != 0
-    assert "stepz" in unknown.stderr
-    assert "Traceback" not in unknown.stderr
     assert files(tmp_path) == []
 
 
