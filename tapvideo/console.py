@@ -29,7 +29,7 @@ class Console:
     def step_bar(self, label: str, plan: Plan) -> Iterator[Callable[[int], None]]:
         """A bar over denoising steps; the block calls what it is given with the index of each step that is done."""
         counts = dict.fromkeys(StepKind, 0)
-        with tqdm(total=len(plan), desc=label, unit="step", disable=not self.loud, dynamic_ncols=True) as bar:
+        with tqdm(total=len(plan), desc=f"{label:>8}", unit="step", disable=not self.loud, dynamic_ncols=True) as bar:
 
             def done(step: int) -> None:
                 counts[plan[step]] += 1

@@ -113,8 +113,10 @@ def make_clip(pipe: WanPipeline, config: GenerateConfig, job: Job, plan: Plan, c
         RunFailed: if latents turn to NaN, or forecast steps were planned and none was made.
     """
 
+    console.say(f"\n{job.prompt}, seed {job.seed}")
+
     def make(label: str, kinds: Plan) -> Sample:
-        with console.step_bar(f"{job.name[:32]} {label}", kinds) as on_step:
+        with console.step_bar(label, kinds) as on_step:
             return sample(pipe, config, job.prompt, job.seed, on_step)
 
     baseline = make("baseline", full_plan(config.steps)) if _compares(config) else None

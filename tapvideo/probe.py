@@ -11,27 +11,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tapvideo.chunks import token_chunks
+
 _TINY = 1e-20
-_CHUNK_ELEMENTS = 1 << 17  # per anchor; a chunk and its differences stay in a CPU core's cache
 
 
 def gram(probe: Float[Tensor, "b n d"], anchors: Sequence[Float[Tensor, "b n d"]]) -> Float[Tensor, "b n k1 k1"]:
     """Inner products per token of [anchor_1 - probe, .., anchor_K - probe, probe], in fp32."""
     batch, tokens, dim = probe.shape
-    rows = batch * tokens
-    flat, flat_anchors = probe.reshape(rows, dim), [a.reshape(rows, dim) for a in anchors]
     size = len(anchors) + 1
-    out = torch.empty(rows, size, size, dtype=torch.float32, device=probe.device)
-    chunk = rows if probe.device.type != "cpu" else max(1, _CHUNK_ELEMENTS // dim)
-    vectors = torch.empty(min(chunk, rows), size, dim, dtype=torch.float32, device=probe.device)
-    for start in range(0, rows, chunk):
-        stop = min(start + chunk, rows)
-        part = vectors[: stop - start]
-        part[:, -1] = flat[start:stop]
-        for i, anchor in enumerate(flat_anchors):
-            torch.sub(anchor[start:stop], part[:, -1], out=part[:, i])
-        torch.bmm(part, part.mT, out=out[start:stop])
-    return out.reshape(batch, tokens, size, size)
+    out = torch.empty(batch, tokens, size, size, dtype=torch.float32, device=probe.device)
+    for row in range(batch):
+        for part in token_chunks(tokens, dim, probe.device):
+            vectors = torch.empty(part.stop - part.start, size, dim, dtype=torch.float32, device=probe.device)
+            vectors[:, -1] = probe[row, part]
+            for i, anchor in enumerate(anchors):
+                torch.sub(anchor[row, part], vectors[:, -1], out=vectors[:, i])
+            torch.bmm(vectors, vectors.mT, out=out[row, part])
+    return out
 
 
 def proxy_error(products: Float[Tensor, "*t k1 k1"], bank: Float[Tensor, "p k"], *, proxy: str) -> Float[Tensor, "*t p"]:

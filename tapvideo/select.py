@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-_CHUNK_ELEMENTS = 1 << 17
+from tapvideo.chunks import token_chunks
 
 
 def select_predictor(error: Float[Tensor, "b n p"], *, choice: str) -> tuple[Int64[Tensor, "b n"], Float[Tensor, "b n"]]:
@@ -34,21 +34,17 @@ def forecast(
     hidden: Float[Tensor, "b n d"], residuals: Sequence[Float[Tensor, "b n d"]], weights: Float[Tensor, "#b #n k"]
 ) -> Float[Tensor, "b n d"]:
     """The forecast of the stack's output, hidden + sum_k weights_k residual_k, summed in fp32, in the dtype of `hidden`."""
-    if hidden.device.type != "cpu":
-        return _combine(hidden, residuals, weights)
+    batch, tokens, dim = hidden.shape
+    weights = weights.expand(batch, tokens, -1)
     out = torch.empty_like(hidden)
-    chunk = max(1, _CHUNK_ELEMENTS // hidden.shape[-1])
-    for row in range(hidden.shape[0]):
-        own = weights[row if weights.shape[0] > 1 else 0]
-        for start in range(0, hidden.shape[1], chunk):
-            part = slice(start, start + chunk)
-            scaled = own[part] if own.shape[0] > 1 else own
-            out[row, part] = _combine(hidden[row, part], [r[row, part] for r in residuals], scaled)
+    for row in range(batch):
+        for part in token_chunks(tokens, dim, hidden.device):
+            out[row, part] = _combine(hidden[row, part], [r[row, part] for r in residuals], weights[row, part])
     return out
 
 
 def _combine(hidden: Tensor, residuals: Sequence[Tensor], weights: Tensor) -> Tensor:
-    total = hidden.float()
-    for i, residual in enumerate(residuals):
-        total = torch.addcmul(total, weights[..., i : i + 1], residual.float())
-    return total.to(hidden.dtype)
+    total = torch.addcmul(hidden.float(), weights[:, :1], residuals[0].float())
+    for i, residual in enumerate(residuals[1:], start=1):
+        total.addcmul_(weights[:, i : i + 1], residual.float())
+    return total

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from tapvideo.chunks import token_chunks
 
 
 class WanAdapter:
@@ -22,7 +25,13 @@ class WanAdapter:
         else:  # [b, 6, d]
             table = block.scale_shift_table + temb.float()
             shift, scale = table[:, :1], table[:, 1:2]
-        return (block.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+        batch, tokens, dim = hidden.shape
+        scale, shift = (1 + scale).expand(batch, tokens, dim), shift.expand(batch, tokens, dim)
+        out = torch.empty_like(hidden)
+        for row in range(batch):
+            for part in token_chunks(tokens, dim, hidden.device):
+                out[row, part] = block.norm1(hidden[row, part].float()).mul_(scale[row, part]).add_(shift[row, part])
+        return out
 
     def token_grid(self, transformer: nn.Module, latents: Float[Tensor, "b c t h w"]) -> tuple[int, int, int]:
         """Latent frames, rows and columns over the patch size."""

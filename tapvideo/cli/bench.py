@@ -1,0 +1,130 @@
+"""`python -m tapvideo.cli.bench`: what a forecast step costs beside a full step, at the width of a real model."""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from diffusers import WanTransformer3DModel
+
+from tapvideo.config import TapConfig
+from tapvideo.enable import enable_tap
+from tapvideo.schedule import StepKind
+
+_HEAD_DIM = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Median seconds, and the ratios that follow from them."""
+
+    full_step: float
+    """One pass of the whole transformer."""
+    forecast_step: float
+    """The same with the stack forecast: embeddings, probe, choice, forecast, head."""
+    forecast_stack: float
+    """Of that, what stands in for the blocks: probe, choice, forecast."""
+    copy: float
+    """Copying as many bytes as the forecast must read and write: x, K probes, K residuals, the output."""
+
+    @property
+    def forecast_share(self) -> float:
+        """Forecast step over full step."""
+        return self.forecast_step / self.full_step
+
+    @property
+    def stack_to_copy(self) -> float:
+        """Forecast of the stack over the copy."""
+        return self.forecast_stack / self.copy
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m tapvideo.cli.bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dim", type=int, default=1536, help="width, a multiple of 128 (default 1536: Wan-1.3B)")
+    parser.add_argument("--ffn-dim", type=int, default=8960)
+    parser.add_argument("--layers", type=int, default=4, help="blocks (default 4; Wan-1.3B has 30, so it gains more)")
+    parser.add_argument("--tokens", type=int, default=4096, help="a multiple of 1024 (default 4096)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args(argv)
+    timing = measure(args)
+    record = {
+        **vars(args),
+        **asdict(timing),
+        "device_name": _device_name(args.device),
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(record))
+    print(f"full step      {timing.full_step * 1e3:10.2f} ms")
+    print(f"forecast step  {timing.forecast_step * 1e3:10.2f} ms  = {timing.forecast_share:.2%} of a full step")
+    print(
+        f"  its stack    {timing.forecast_stack * 1e3:10.2f} ms  = {timing.stack_to_copy:.2f} x copying the bytes it must move"
+    )
+
+
+@torch.no_grad()
+def measure(args: argparse.Namespace) -> Timing:
+    """Time a random transformer of these sizes."""
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=args.dim // _HEAD_DIM, attention_head_dim=_HEAD_DIM, ffn_dim=args.ffn_dim, num_layers=args.layers
+    )  # fmt: skip
+    transformer = transformer.to(device, dtype).eval()
+    latents = torch.randn(1, 16, args.tokens // 1024, 64, 64, device=device, dtype=dtype)
+    text = torch.randn(1, 512, 4096, device=device, dtype=dtype)
+
+    def step(index: int) -> None:
+        with transformer.cache_context("cond", step_index=index, num_inference_steps=1000):
+            noise = latents + 0.01 * index  # a trajectory, so that anchors differ
+            transformer(noise, torch.full((1,), 999.0 - index, device=device), text, return_dict=False)
+
+    full = _median(lambda: step(0), device, args.repeats)
+    tap = enable_tap(transformer, TapConfig())
+    for index in range(4):  # three full steps, then the first forecast warms up
+        step(index)
+    steps = iter(index for index in range(4, 1000) if tap.plan(1000)[index] is StepKind.FORECAST)
+    forecast: list[float] = []
+    while len(forecast) < args.repeats:
+        index = next(steps)
+        if index % 4 == 3 and index > 6:
+            step(index - 1)  # the full step in between
+        forecast.append(_median(lambda i=index: step(i), device, 1, warm=False))
+    stacks = [r.stack.seconds for r in tap.trace.records if r.kind is StepKind.FORECAST][1:]
+    moved = torch.empty(2 + 2 * tap.config.anchors, args.tokens, args.dim, device=device, dtype=dtype)
+    target = torch.empty_like(moved)
+    copy = _median(lambda: target.copy_(moved), device, args.repeats)
+    return Timing(full, statistics.median(forecast), statistics.median(stacks), copy)
+
+
+def _median(work: Callable[[], object], device: torch.device, repeats: int, *, warm: bool = True) -> float:
+    seconds = []
+    for i in range(repeats + warm):
+        _wait(device)
+        started = time.perf_counter()
+        work()
+        _wait(device)
+        if i >= warm:
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device_name(device: str) -> str:
+    return (
+        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    )
+
+
+if __name__ == "__main__":
+    main()
