@@ -112,7 +112,6 @@ def make_clip(pipe: WanPipeline, config: GenerateConfig, job: Job, plan: Plan, c
     Raises:
         RunFailed: if latents turn to NaN, or forecast steps were planned and none was made.
     """
-
     console.say(f"\n{job.prompt}, seed {job.seed}")
 
     def make(label: str, kinds: Plan) -> Sample:

@@ -88,10 +88,21 @@ def report_of(record: RunRecord, config: GenerateConfig, clips: list[Clip]) -> R
         "scheduler": f"{config.scheduler}, flow shift {config.flow_shift:g}",
         "guidance": f"{config.guidance:g}",
         "video": f"{config.width}x{config.height}, {config.num_frames} frames at {config.fps}/s, crf {config.quality}",
+        "seconds": ", ".join(f"{stage} {_total(record, stage):.2f}" for stage in ("text", "denoise", "vae", "write")),
+        "TAP itself": f"{sum(c.tap_seconds for c in record.clips):.2f} s of denoise, {_state_mib(record):.1f} MiB",
         "device": record.device,
         "versions": ", ".join(f"{name} {number}" for name, number in record.versions.items()),
     }
     return Report(title=f"{config.model.name}, {config.tap.name}", command=record.command, facts=facts, clips=clips)
+
+
+def _total(record: RunRecord, stage: str) -> float:
+    """Seconds of one stage over all clips, baselines apart."""
+    return sum(getattr(clip.seconds, stage) for clip in record.clips)
+
+
+def _state_mib(record: RunRecord) -> float:
+    return max((clip.tap_state_bytes for clip in record.clips), default=0) / 2**20
 
 
 def _write(path: Path, made: Sample, config: GenerateConfig) -> StageTimes:
