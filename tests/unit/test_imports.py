@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "tapvideo"
-PURE = ("predictors/", "probe.py", "select.py", "schedule.py", "history.py")
+PURE = ("predictors/", "probe.py", "select.py", "schedule.py", "history.py", "chunks.py")
 HOMES = {
     "diffusers": ("models/", "pipeline.py", "tiny/"),
     "transformers": ("pipeline.py", "tiny/"),
