@@ -57,7 +57,9 @@ class ScheduleConfig:
         _at_least("schedule.last", self.last, 0)
         _at_least("schedule.min_steps", self.min_steps, 0)
         if self.kind == "explicit" and not self.steps:
-            raise ConfigError("schedule.steps=[] is empty; schedule.kind=explicit needs the list of full steps, e.g. [0,1,2,6,10]")
+            raise ConfigError(
+                "schedule.steps=[] is empty; schedule.kind=explicit needs the list of full steps, e.g. [0,1,2,6,10]"
+            )
         if any(s < 0 for s in self.steps):
             raise ConfigError(f"schedule.steps={self.steps!r} has a negative step; allowed: 0 or more")
 
@@ -85,7 +87,7 @@ class ForecastConfig:
     choice: str = "token"
     """One predictor per `token` (the paper's) or per `sample`."""
     probe: str = "modulated"
-    """`modulated` input of block 0 (the paper's, no block runs), or the output or residual of the first `probe_depth` blocks."""
+    """`modulated` input of block 0 (the paper's, runs none), or output or residual of the first `probe_depth` blocks."""
     probe_depth: int = 1
     """Blocks that run on every step for the block probes."""
     coordinate: str = "step"
@@ -106,14 +108,19 @@ class ForecastConfig:
         if self.spacing <= 0:
             raise ConfigError(f"tap.spacing={self.spacing!r} is not positive; allowed: more than 0")
         if not self.orders or any(o < 0 for o in self.orders):
-            raise ConfigError(f"tap.orders={self.orders!r} is not a list of orders; allowed: one or more integers from 0")
-        if max(self.orders) >= self.anchors:
-            raise ConfigError(f"tap.orders={self.orders!r} needs {max(self.orders) + 1} anchors; tap.anchors={self.anchors} is too small")
+            raise ConfigError(
+                f"tap.orders={self.orders!r} is not a list of orders; allowed: one or more integers from 0"
+            )
+        needed = max(self.orders) + 1
+        if self.anchors < needed:
+            raise ConfigError(
+                f"tap.orders={self.orders!r} needs {needed} anchors; tap.anchors={self.anchors} is too small"
+            )
 
 
 @dataclass(kw_only=True)
 class TapConfig(ForecastConfig):
-    """Everything `enable_tap` needs; the defaults are the paper's method with three warm-up steps and an exact last one."""
+    """Everything `enable_tap` needs; by default the paper's method with three warm-up steps and an exact last one."""
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Which steps are full."""

@@ -125,7 +125,8 @@ def _transformers(pipe_or_transformer: Any) -> dict[str, nn.Module]:
     found = {name: getattr(pipe_or_transformer, name, None) for name in _COMPONENTS}
     modules = {name: module for name, module in found.items() if module is not None}
     if not modules:
-        raise ValueError(f"{type(pipe_or_transformer).__name__} has no {' or '.join(_COMPONENTS)}; pass a diffusers video pipeline or a transformer")
+        name, missing = type(pipe_or_transformer).__name__, " or ".join(_COMPONENTS)
+        raise ValueError(f"{name} has no {missing}; pass a diffusers video pipeline or a transformer")
     return modules
 
 

@@ -16,10 +16,10 @@ class BranchState:
 
     depth: int
     """K, the number of anchors kept."""
-    coords: list[float] = field(default_factory=list)
-    probes: list[Float[Tensor, "b n d"]] = field(default_factory=list)
+    coords: list[float] = field(default_factory=list[float])
+    probes: list[Float[Tensor, "b n d"]] = field(default_factory=list[Tensor])
     """Empty where the method has one predictor and nothing to choose."""
-    residuals: list[Float[Tensor, "b n d"]] = field(default_factory=list)
+    residuals: list[Float[Tensor, "b n d"]] = field(default_factory=list[Tensor])
     anchor_step: int | None = None
     """Index of the newest full step."""
     last_step: int | None = None
@@ -35,7 +35,9 @@ class BranchState:
         if self.coords and coord == self.coords[0]:
             raise ValueError(f"two anchors at the same coordinate {coord}; the history was not reset between runs")
         if self.residuals and (residual.shape, residual.dtype) != (self.residuals[0].shape, self.residuals[0].dtype):
-            raise ValueError(f"features changed from {tuple(self.residuals[0].shape)} to {tuple(residual.shape)} within a run")
+            raise ValueError(
+                f"features changed from {tuple(self.residuals[0].shape)} to {tuple(residual.shape)} within a run"
+            )
         self.coords.insert(0, coord)
         self.residuals.insert(0, residual)
         if probe is not None:

@@ -1,7 +1,7 @@
 """Errors of every candidate on the probe, from inner products: one pass over memory, whatever the number of candidates.
 
-With e_k = h_k - h (anchor minus true probe) a candidate with weights w misses h by sum_k w_k e_k + (sum_k w_k - 1) h. Its
-squared length and its product with h are quadratic forms in the (K+1) x (K+1) Gram matrix of [e_1 .. e_K, h], so no
+With e_k = h_k - h (anchor minus true probe) a candidate with weights w misses h by sum_k w_k e_k + (sum_k w_k - 1) h.
+Its squared length and its product with h are quadratic forms in the (K+1) x (K+1) Gram matrix of [e_1 .. e_K, h], so no
 candidate's forecast is ever materialised. Differences are taken before products, so small errors do not cancel.
 """
 
@@ -31,7 +31,9 @@ def gram(probe: Float[Tensor, "b n d"], anchors: Sequence[Float[Tensor, "b n d"]
     return out
 
 
-def proxy_error(products: Float[Tensor, "*t k1 k1"], bank: Float[Tensor, "p k"], *, proxy: str) -> Float[Tensor, "*t p"]:
+def proxy_error(
+    products: Float[Tensor, "*t k1 k1"], bank: Float[Tensor, "p k"], *, proxy: str
+) -> Float[Tensor, "*t p"]:
     """Distance of every candidate's probe forecast from the true probe, per token; unitless.
 
     Args:
@@ -46,7 +48,7 @@ def proxy_error(products: Float[Tensor, "*t k1 k1"], bank: Float[Tensor, "p k"],
     if proxy == "l2":
         return torch.sqrt(miss / own.clamp_min(_TINY))
     along = products[..., -1, :] @ u.T  # (forecast - h) . h
-    # 1 - cos = sin^2 / (1 + cos) with |f x h|^2 = |f - h|^2 |h|^2 - ((f - h) . h)^2: no difference of near-equal numbers
+    # 1 - cos = sin^2 / (1 + cos) with |f x h|^2 = |f - h|^2 |h|^2 - ((f - h) . h)^2: no difference of near-equals
     length = torch.sqrt(((own + 2 * along + miss).clamp_min(0) * own).clamp_min(_TINY))  # |f| |h|
     dot = own + along
     cross = (miss * own - along.square()).clamp_min(0)

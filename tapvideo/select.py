@@ -9,12 +9,14 @@ from torch import Tensor
 from tapvideo.chunks import token_chunks
 
 
-def select_predictor(error: Float[Tensor, "b n p"], *, choice: str) -> tuple[Int64[Tensor, "b n"], Float[Tensor, "b n"]]:
+def select_predictor(
+    error: Float[Tensor, "b n p"], *, choice: str
+) -> tuple[Int64[Tensor, "b n"], Float[Tensor, "b n"]]:
     """Index and error of the best candidate of every token; ties go to the lowest index.
 
     Args:
         error: proxy errors.
-        choice: `token`, each its own (TAP section 3), or `sample`, the one of the least mean error for all tokens of a clip.
+        choice: `token`, each its own (TAP section 3), or `sample`, the one of least mean error for a whole clip.
     """
     if choice == "sample":
         best = _first_minimum(error.mean(1, keepdim=True)).expand(error.shape[:2])
@@ -24,7 +26,7 @@ def select_predictor(error: Float[Tensor, "b n p"], *, choice: str) -> tuple[Int
 
 
 def _first_minimum(error: Float[Tensor, "*t p"]) -> Int64[Tensor, "*t"]:
-    """argmin with ties to the lowest index, which torch leaves open on some devices."""
+    """Argmin with ties to the lowest index, which torch leaves open on some devices."""
     ranks = torch.arange(error.shape[-1], device=error.device)
     is_least = error == error.amin(-1, keepdim=True)
     return torch.where(is_least, ranks, error.shape[-1] - 1).amin(-1)
@@ -33,7 +35,7 @@ def _first_minimum(error: Float[Tensor, "*t p"]) -> Int64[Tensor, "*t"]:
 def forecast(
     hidden: Float[Tensor, "b n d"], residuals: Sequence[Float[Tensor, "b n d"]], weights: Float[Tensor, "#b #n k"]
 ) -> Float[Tensor, "b n d"]:
-    """The forecast of the stack's output, hidden + sum_k weights_k residual_k, summed in fp32, in the dtype of `hidden`."""
+    """Forecast of the stack's output: hidden + sum_k weights_k residual_k, summed in fp32, in the dtype of `hidden`."""
     batch, tokens, dim = hidden.shape
     weights = weights.expand(batch, tokens, -1)
     out = torch.empty_like(hidden)

@@ -46,15 +46,17 @@ def make_plan(config: TapConfig, num_steps: int) -> Plan:
 class TapStack(nn.Module):
     """One module in place of all blocks: it runs them on a full step and forecasts their joint output on the others.
 
-    The blocks are held in a tuple, which `nn.Module` does not register: `state_dict`, offloading and compilation see the
-    real blocks only where the transformer itself has them.
+    The blocks are held in a tuple, which `nn.Module` does not register: `state_dict`, offloading and compilation see
+    the real blocks only where the transformer itself has them.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], modulated_input: Probe, config: TapConfig, trace: Trace) -> None:
         super().__init__()
         if config.probe != "modulated" and config.probe_depth >= len(blocks):
             depths = f"1 to {len(blocks) - 1}"
-            raise ConfigError(f"tap.probe_depth={config.probe_depth} of a model with {len(blocks)} blocks; allowed: {depths}")
+            raise ConfigError(
+                f"tap.probe_depth={config.probe_depth} of a model with {len(blocks)} blocks; allowed: {depths}"
+            )
         self.blocks = tuple(blocks)
         self.modulated_input = modulated_input
         self.config = config
@@ -70,10 +72,10 @@ class TapStack(nn.Module):
         """The kinds of all steps of a run."""
         if num_steps not in self._plans:
             self._plans[num_steps] = make_plan(self.config, num_steps)
-            if self.config.enabled and num_steps < self.config.schedule.min_steps:
-                logger.warning(
-                    "tapvideo: a run of %d steps is not accelerated (schedule.min_steps=%d)", num_steps, self.config.schedule.min_steps
-                )
+            least = self.config.schedule.min_steps
+            if self.config.enabled and num_steps < least:
+                message = "tapvideo: a run of %d steps is not accelerated (schedule.min_steps=%d)"
+                logger.warning(message, num_steps, least)
         return self._plans[num_steps]
 
     def forward(self, hidden: Float[Tensor, "b n d"], *args: Any) -> Float[Tensor, "b n d"]:
@@ -103,7 +105,9 @@ class TapStack(nn.Module):
             hidden = block(hidden, *args)
         return hidden
 
-    def _full(self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState) -> tuple[Tensor, dict[str, Any]]:
+    def _full(
+        self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState
+    ) -> tuple[Tensor, dict[str, Any]]:
         if StepKind.FORECAST not in self.plan(context.num_steps)[context.step :]:
             return self._run_blocks(hidden, args), {}  # nobody will ask for these anchors
         with timed(hidden.device) as before:
@@ -117,7 +121,9 @@ class TapStack(nn.Module):
         self.trace.state_bytes[context.branch] = max(self.trace.state_bytes.get(context.branch, 0), state.num_bytes)
         return output, {"overhead": (before, after)}
 
-    def _forecast(self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState) -> tuple[Tensor, dict[str, Any]]:
+    def _forecast(
+        self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState
+    ) -> tuple[Tensor, dict[str, Any]]:
         bank = self._bank(context, state)
         weights = bank.weights.to(hidden.device)
         if not self._needs_probe:
@@ -150,7 +156,9 @@ class TapStack(nn.Module):
         if self.config.coordinate == "step":
             return float(context.step)
         if context.sigma is None:
-            raise ConfigError("tap.coordinate='sigma' needs a pipeline that tells sigma, and this one does not; allowed here: step")
+            raise ConfigError(
+                "tap.coordinate='sigma' needs a pipeline that tells sigma, and this one does not; allowed here: step"
+            )
         return context.sigma
 
     def _bank(self, context: StepContext, state: BranchState) -> Bank:

@@ -14,7 +14,7 @@ from tapvideo.schedule import StepKind
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Seconds spent between two points of one device's stream, read without stopping the stream before `seconds` is asked."""
+    """Seconds between two points of one device's stream, which never waits before `seconds` is asked."""
 
     device: torch.device
     _start: float | torch.cuda.Event | None = None

@@ -63,9 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps(record))
     print(f"full step      {timing.full_step * 1e3:10.2f} ms")
     print(f"forecast step  {timing.forecast_step * 1e3:10.2f} ms  = {timing.forecast_share:.2%} of a full step")
-    print(
-        f"  its stack    {timing.forecast_stack * 1e3:10.2f} ms  = {timing.stack_to_copy:.2f} x copying the bytes it must move"
-    )
+    copies = f"{timing.stack_to_copy:.2f} x copying the bytes it must move"
+    print(f"  its stack    {timing.forecast_stack * 1e3:10.2f} ms  = {copies}")
 
 
 @torch.no_grad()
@@ -74,9 +73,12 @@ def measure(args: argparse.Namespace) -> Timing:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     torch.manual_seed(0)
     transformer = WanTransformer3DModel(
-        num_attention_heads=args.dim // _HEAD_DIM, attention_head_dim=_HEAD_DIM, ffn_dim=args.ffn_dim, num_layers=args.layers
-    )  # fmt: skip
-    transformer = transformer.to(device, dtype).eval()
+        num_attention_heads=args.dim // _HEAD_DIM,
+        attention_head_dim=_HEAD_DIM,
+        ffn_dim=args.ffn_dim,
+        num_layers=args.layers,
+    )
+    transformer = transformer.to(device, dtype).eval()  # pyright: ignore[reportArgumentType] - diffusers hides the signature
     latents = torch.randn(1, 16, args.tokens // 1024, 64, 64, device=device, dtype=dtype)
     text = torch.randn(1, 512, 4096, device=device, dtype=dtype)
 
@@ -121,9 +123,9 @@ def _wait(device: torch.device) -> None:
 
 
 def _device_name(device: str) -> str:
-    return (
-        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
-    )
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

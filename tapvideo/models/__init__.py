@@ -6,7 +6,9 @@ from tapvideo.models.base import ModelAdapter
 from tapvideo.models.wan import WanAdapter
 
 ADAPTERS: dict[str, type[ModelAdapter]] = {"WanTransformer3DModel": WanAdapter}
-REFUSED = {"WanVACETransformer3DModel": "VACE adds its hints between the blocks, which a forecast of the whole stack would drop"}
+REFUSED = {
+    "WanVACETransformer3DModel": "VACE adds hints between the blocks, which a forecast of the whole stack would drop"
+}
 
 
 def adapter_for(transformer: nn.Module) -> ModelAdapter:
@@ -16,7 +18,9 @@ def adapter_for(transformer: nn.Module) -> ModelAdapter:
         ValueError: if the class is not supported, or is refused for a reason that the message gives.
     """
     if hasattr(transformer, "_orig_mod"):
-        raise ValueError("this transformer was wrapped by torch.compile as a whole; call transformer.compile_repeated_blocks() instead, then enable_tap")
+        raise ValueError(
+            "this transformer is compiled whole; call transformer.compile_repeated_blocks() instead, then enable_tap"
+        )
     name = type(transformer).__name__
     if name in REFUSED:
         raise ValueError(f"{name} is not supported: {REFUSED[name]}")

@@ -34,7 +34,7 @@ class NamedState(BaseState):
 
 
 class TapHook(ModelHook):
-    """Root hook of a transformer: knows the step and the branch, swaps the blocks, leaves everything else to the model."""
+    """Root hook of a transformer: knows the step and the branch, swaps the blocks, leaves the rest to the model."""
 
     _is_stateful = True
 
@@ -50,7 +50,7 @@ class TapHook(ModelHook):
         self._warned: set[str] = set()
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The model's own forward around `TapStack`; as if TAP were off where the pipeline does not say what it does."""
+        """The model's own forward around `TapStack`; as if TAP were off where the pipeline does not say where it is."""
         latents = args[0] if args else kwargs["hidden_states"]
         timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
         with self._swapped(module, self._step_context(latents, timestep, module)):

@@ -13,10 +13,10 @@ from tapvideo.chunks import token_chunks
 class WanAdapter:
     """Probe and blocks of `WanTransformer3DModel`."""
 
-    block_lists = ("blocks",)
+    block_lists: tuple[str, ...] = ("blocks",)
 
     def modulated_input(self, block: nn.Module, hidden: Float[Tensor, "b n d"], *args: Any) -> Float[Tensor, "b n d"]:
-        """norm1(x) (1 + scale) + shift of block 0, as `WanTransformerBlock.forward` has it; args are (text, temb, rotary)."""
+        """norm1(x) (1 + scale) + shift of block 0, as in `WanTransformerBlock.forward`; args: (text, temb, rotary)."""
         assert isinstance(block, WanTransformerBlock)
         temb = args[1]
         if temb.ndim == 4:  # one timestep per token (Wan 2.2 TI2V): [b, n, 6, d]

@@ -17,7 +17,7 @@ FAMILIES = {"taylor": taylor_weights, "lagrange": lagrange_weights, "reuse": reu
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """Candidate predictors of one step: row p of `weights` times the anchors (newest first) is candidate p's forecast."""
+    """Candidates of one step: row p of `weights` times the anchors (newest first) is the forecast of candidate p."""
 
     weights: Float[Tensor, "p k"]
     labels: tuple[str, ...]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def lagrange_weights(coords: Sequence[float], target: float, *, order: int) -> list[float]:
-    """Weights over the anchors (newest first) of the polynomial of degree `order` through the newest `order` + 1 of them.
+    """Weights over the anchors (newest first) of the polynomial of degree `order` through the newest `order` + 1.
 
     Raises:
         ValueError: if there are not `order` + 1 anchors.

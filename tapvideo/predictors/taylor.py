@@ -1,6 +1,7 @@
 """Taylor predictors on backward differences, the family of TAP and TaylorSeer."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import factorial
 
 
@@ -24,6 +25,6 @@ def taylor_weights(coords: Sequence[float], target: float, *, order: int) -> lis
         total = [w + scale * d for w, d in zip(total, differences[0], strict=True)]
         differences = [
             [(a - b) / (coords[j] - coords[j + 1]) for a, b in zip(newer, older, strict=True)]
-            for j, (newer, older) in enumerate(zip(differences, differences[1:], strict=False))
+            for j, (newer, older) in enumerate(pairwise(differences))
         ]
     return total
