@@ -1,0 +1,1 @@
+"""Training, assembly and evaluation of the embedded model wan_tiny."""

@@ -11,16 +11,20 @@ from tapvideo.tiny import dit, text
 
 
 def assemble(folder: Path) -> Path:
-    """Save `folder/wan_tiny` from the training checkpoints in `folder`, in bf16, as `WanPipeline.save_pretrained` does."""
+    """Save `folder/wan_tiny` from the checkpoints in `folder`, in bf16, as `WanPipeline.save_pretrained` does."""
     transformer = dit.build()
-    averaged = {k.removeprefix("ema/"): v for k, v in load_file(folder / "dit.safetensors").items() if k.startswith("ema/")}
+    averaged = {
+        k.removeprefix("ema/"): v for k, v in load_file(folder / "dit.safetensors").items() if k.startswith("ema/")
+    }
     transformer.load_state_dict(averaged)
     pipeline = WanPipeline(
         tokenizer=text.build_tokenizer(),
         text_encoder=UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16),
         transformer=transformer.to(torch.bfloat16),
         vae=AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.bfloat16),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=dit.FLOW_SHIFT),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=dit.FLOW_SHIFT
+        ),
     )
     target = folder / "wan_tiny"
     pipeline.save_pretrained(target, safe_serialization=True)

@@ -36,8 +36,8 @@ _PIPELINE_TEXT_TOKENS = (64, 512)  # what `max_sequence_length` may be at infere
 class PaddedTextProcessor(WanAttnProcessor):
     """Cross-attention in which the last text token stands for many identical padding tokens.
 
-    `WanPipeline` pads every prompt with zeros up to `max_sequence_length`. A log(count) bias on one such key is the same
-    as `count` of them, so that training covers every length at the price of one.
+    `WanPipeline` pads every prompt with zeros up to `max_sequence_length`. A log(count) bias on one such key is the
+    same as `count` of them, so that training covers every length at the price of one.
     """
 
     def __init__(self, bias: Float[Tensor, "1 1 1 l"]) -> None:
@@ -46,7 +46,8 @@ class PaddedTextProcessor(WanAttnProcessor):
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
         """Diffusers' own processor with the bias as its mask."""
-        return super().__call__(attn, hidden_states, encoder_hidden_states, self.bias.to(hidden_states.dtype), rotary_emb)
+        mask = self.bias.to(hidden_states.dtype)
+        return super().__call__(attn, hidden_states, encoder_hidden_states, mask, rotary_emb)
 
 
 def build() -> WanTransformer3DModel:
@@ -71,7 +72,7 @@ def share_padding_bias(model: WanTransformer3DModel) -> Float[Tensor, "1 1 1 l"]
 
 @dataclass(slots=True)
 class LatentPool:
-    """Latents and captions' embeddings to draw batches from; new clips replace the oldest, so the pool never goes stale."""
+    """Latents and captions' embeddings to draw batches from; new clips replace the oldest, so it never goes stale."""
 
     latents: Float[Tensor, "pool c t h w"]
     text: Float[Tensor, "pool l d"]
@@ -105,28 +106,47 @@ class LatentSource:
     std: Tensor
 
     @classmethod
-    def create(cls, autoencoder: AutoencoderKLWan, tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, *, seed: int, size: int) -> "LatentSource":
+    def create(
+        cls,
+        autoencoder: AutoencoderKLWan,
+        tokenizer: PreTrainedTokenizerFast,
+        encoder: UMT5EncoderModel,
+        *,
+        seed: int,
+        size: int,
+    ) -> "LatentSource":
         """An empty pool of `size` clips on the autoencoder's device."""
         device, channels = autoencoder.device, autoencoder.config.z_dim
-        mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1, 1) for v in (autoencoder.config.latents_mean, autoencoder.config.latents_std))
+        mean, std = (
+            torch.tensor(v, device=device).view(1, -1, 1, 1, 1)
+            for v in (autoencoder.config.latents_mean, autoencoder.config.latents_std)
+        )
         frames, side = (scenes.FRAMES - 1) // 4 + 1, scenes.SIZE // autoencoder.config.scale_factor_spatial
         pool = LatentPool(
             torch.zeros(size, channels, frames, side, side, dtype=torch.float16, device=device),
             torch.zeros(size, text.CAPTION_TOKENS, text.TEXT_DIM, dtype=torch.float16, device=device),
         )
-        return cls(autoencoder, tokenizer, encoder, random.Random(seed), torch.Generator().manual_seed(seed), pool, mean, std)
+        return cls(
+            autoencoder, tokenizer, encoder, random.Random(seed), torch.Generator().manual_seed(seed), pool, mean, std
+        )
 
     @torch.no_grad()
     def refill(self, count: int) -> None:
         """Add `count` fresh clips."""
         batch = [scenes.sample_scene(self.rng) for _ in range(count)]
-        clips = scenes.render(batch, self.generator).to(self.vae.device).contiguous(memory_format=torch.channels_last_3d)
+        clips = scenes.render(batch, self.generator).to(self.vae.device)
+        clips = clips.contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(clips.device.type, torch.bfloat16):
             latents = self.vae.encode(clips).latent_dist.mode().float()
-        self.pool.push(((latents - self.mean) / self.std).half(), text.embed(self.tokenizer, self.encoder, [scenes.caption(s) for s in batch]).half())
+        self.pool.push(
+            ((latents - self.mean) / self.std).half(),
+            text.embed(self.tokenizer, self.encoder, [scenes.caption(s) for s in batch]).half(),
+        )
 
 
-def batches(source: LatentSource, empty: Float[Tensor, "1 l d"], batch: int, fresh: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    source: LatentSource, empty: Float[Tensor, "1 l d"], batch: int, fresh: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches of latents and text with caption dropout; each adds `fresh` new clips to the pool."""
     while True:
         source.refill(fresh)
@@ -136,7 +156,7 @@ def batches(source: LatentSource, empty: Float[Tensor, "1 l d"], batch: int, fre
         yield latents, nn.functional.pad(words, (0, 0, 0, 1))
 
 
-def sample_sigma(batch: int, generator: torch.Generator) -> Float[Tensor, "b"]:
+def sample_sigma(batch: int, generator: torch.Generator) -> Float[Tensor, " b"]:
     """Noise levels: mostly logit-normal, towards noise as `FLOW_SHIFT` has it at inference; a fifth uniform."""
     normal = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1 + 0.4)
     uniform = torch.rand(batch, generator=generator)
@@ -147,7 +167,8 @@ def loss(model: nn.Module, bias: Tensor, latents: Tensor, words: Tensor, generat
     """Mean squared error of the velocity `noise - latents` at random noise levels."""
     longest = math.log(_PIPELINE_TEXT_TOKENS[1] - text.CAPTION_TOKENS)
     usual = math.log(_PIPELINE_TEXT_TOKENS[0] - text.CAPTION_TOKENS)
-    bias[..., -1] = usual if torch.rand((), generator=generator) < 0.5 else longest * torch.rand((), generator=generator)
+    is_usual = torch.rand((), generator=generator) < 0.5
+    bias[..., -1] = usual if is_usual else longest * torch.rand((), generator=generator)
     sigma = sample_sigma(len(latents), generator).to(latents.device)
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     level = sigma.view(-1, 1, 1, 1, 1)

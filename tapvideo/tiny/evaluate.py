@@ -1,7 +1,7 @@
 """`python -m tapvideo.tiny.evaluate`: the figures of the embedded model's card, on captions held out of training.
 
-Measures what the VAE keeps, whether generated clips show what their captions say, and how sensitive the trajectories are:
-how far runs of fewer steps land from the run of fifty.
+Measures what the VAE keeps, whether generated clips show what their captions say, and how sensitive the trajectories
+are: how far runs of fewer steps land from the run of fifty.
 """
 
 import argparse
@@ -50,10 +50,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tapvideo.tiny.evaluate", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tapvideo.tiny.evaluate", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--weights", type=Path, default=Path(__file__).parent.parent / "assets" / "wan_tiny")
     parser.add_argument("--clips", type=int, default=96, help="held-out captions to generate (default 96)")
-    parser.add_argument("--sensitivity-clips", type=int, default=16, help="of those, for the runs of fewer steps (default 16)")
+    parser.add_argument(
+        "--sensitivity-clips", type=int, default=16, help="of those, for the runs of fewer steps (default 16)"
+    )
     parser.add_argument("--guidance", type=float, default=6.0)
     parser.add_argument("--seed", type=int, default=7, help="of the choice of captions")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -74,7 +78,9 @@ def generate(
     """Clips in [0, 1], clip i from seed i, and the seconds they took."""
     shift = pipe.scheduler.config.get("flow_shift") or pipe.scheduler.config.get("shift")
     if scheduler == "unipc":
-        pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+        pipe.scheduler = UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+        )
     else:
         pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     started, clips = time.perf_counter(), []
@@ -111,7 +117,9 @@ def sensitivity(pipe: WanPipeline, captions: list[str], reference: Tensor, guida
     return figures
 
 
-def contact_sheet(clips: Float[Tensor, "b frames 3 h w"], captions: list[str], *, scale: int = 2, columns: int = 2) -> Image.Image:
+def contact_sheet(
+    clips: Float[Tensor, "b frames 3 h w"], captions: list[str], *, scale: int = 2, columns: int = 2
+) -> Image.Image:
     """Five frames of every clip in a row, its caption above."""
     frames = torch.linspace(0, clips.shape[1] - 1, 5).long()
     tall, wide = clips.shape[-2] * scale, clips.shape[-1] * scale

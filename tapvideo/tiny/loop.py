@@ -1,4 +1,4 @@
-"""The training loop that the embedded model's three parts share: schedule, averaging, checkpoints, several processes."""
+"""The training loop that the embedded model's parts share: schedule, averaging, checkpoints, several processes."""
 
 import json
 import os
@@ -56,7 +56,9 @@ def run(training: TrainingRun) -> dict[str, Tensor]:
     training.ema = training.ema or {k: v.detach().clone() for k, v in training.module.state_dict().items()}
     base_rates = [[g["lr"] for g in o.param_groups] for o in training.optimizers]
     started, saved = time.monotonic() - training.elapsed, time.monotonic()
-    bar = tqdm(desc=training.name, unit="step", initial=training.step, disable=_rank() != 0, file=sys.stderr, mininterval=5)
+    bar = tqdm(
+        desc=training.name, unit="step", initial=training.step, disable=_rank() != 0, file=sys.stderr, mininterval=5
+    )
     while not _spent(training):
         _set_rates(training, base_rates)
         words = _step(training)
@@ -74,7 +76,8 @@ def run(training: TrainingRun) -> dict[str, Tensor]:
 def _step(training: TrainingRun) -> str:
     loss, words = training.loss_step()
     if not torch.isfinite(loss):
-        raise FloatingPointError(f"{training.name}: the loss is {loss.item()} at step {training.step}; take up an earlier checkpoint or lower the rate")
+        what = f"{training.name}: the loss is {loss.item()} at step {training.step}"
+        raise FloatingPointError(f"{what}; take up an earlier checkpoint or lower the rate")
     for optimizer in training.optimizers:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -107,11 +110,12 @@ def _spent(training: TrainingRun) -> bool:
 def _average_gradients(params: list[nn.Parameter]) -> None:
     if not dist.is_initialized():
         return
-    flat = torch.cat([p.grad.flatten() for p in params])
+    grads = [p.grad for p in params if p.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for p, grad in zip(params, flat.split([p.numel() for p in params]), strict=True):
-        p.grad.copy_(grad.view_as(p))
+    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
 
 
 def _rank() -> int:
@@ -122,7 +126,8 @@ def save(training: TrainingRun) -> None:
     """Write weights, averages and optimizer states as one safetensors file, whole or not at all."""
     if _rank() != 0:
         return
-    tensors = {f"model/{k}": v for k, v in training.module.state_dict().items()} | {f"ema/{k}": v for k, v in training.ema.items()}
+    tensors = {f"model/{k}": v for k, v in training.module.state_dict().items()}
+    tensors |= {f"ema/{k}": v for k, v in training.ema.items()}
     for i, optimizer in enumerate(training.optimizers):
         for j, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{j}/{k}": torch.as_tensor(v) for k, v in state.items()}
@@ -137,7 +142,7 @@ def load(training: TrainingRun) -> None:
     """Take a run up where its checkpoint left it."""
     with safe_open(training.checkpoint, framework="pt") as file:
         progress = json.loads(file.metadata()["progress"])
-        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+        tensors = {k: file.get_tensor(k) for k in file.keys()}
     training.step, training.elapsed = progress["step"], progress["elapsed"]
     device = next(training.module.parameters()).device
     training.module.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrix updates are orthogonalised (Jordan et al., 2024), for matrices and convolution kernels."""
+"""Muon: momentum with orthogonalised matrix updates (Jordan et al., 2024), for matrices and convolution kernels."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic iteration of the Muon writ
 
 
 def orthogonalize(update: Tensor, *, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices to a batch of updates, approximately, by a quintic Newton-Schulz iteration."""
+    """The semi-orthogonal matrices nearest to a batch of updates, approximated by quintic Newton-Schulz iteration."""
     a, b, c = _NEWTON_SCHULZ
     x = update.bfloat16()
     tall = x.size(-2) > x.size(-1)
@@ -26,7 +26,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:  # noqa: ARG002 - the signature is torch's
+    def step(self, closure=None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - knows no closure
         """One update of every parameter that has a gradient; equal shapes are orthogonalised as one batch."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = {}
@@ -40,6 +40,7 @@ class Muon(torch.optim.Optimizer):
         looked_ahead = []
         for p in params:
             buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            assert p.grad is not None
             buffer.lerp_(p.grad, 1 - group["momentum"])
             looked_ahead.append(p.grad.lerp(buffer, group["momentum"]).flatten(1))
         updates = orthogonalize(torch.stack(looked_ahead))
@@ -54,5 +55,6 @@ def split_parameters(module: nn.Module, *, inside: str = "") -> tuple[list[nn.Pa
     matrices, rest = [], []
     for name, p in module.named_parameters():
         if p.requires_grad:
-            (matrices if p.ndim >= 2 and p.shape[0] > 1 and name.endswith("weight") and inside in name else rest).append(p)
+            is_matrix = p.ndim >= 2 and p.shape[0] > 1 and name.endswith("weight") and inside in name
+            (matrices if is_matrix else rest).append(p)
     return matrices, rest

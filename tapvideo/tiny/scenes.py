@@ -34,7 +34,12 @@ COUNT_WORDS = {1: "one more shape", 2: "two more shapes"}
 
 _SOFTNESS = 1.0  # pixels to either side of an edge
 _COLOR_NAMES = tuple(COLORS)
-_DIRECTIONS = {"moving left": (-1.0, 0.0), "moving right": (1.0, 0.0), "moving up": (0.0, -1.0), "moving down": (0.0, 1.0)}
+_DIRECTIONS = {
+    "moving left": (-1.0, 0.0),
+    "moving right": (1.0, 0.0),
+    "moving up": (0.0, -1.0),
+    "moving down": (0.0, 1.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,9 @@ def parse_caption(text: str) -> Scene:
         if background not in COLORS or texture not in TEXTURES:
             raise KeyError(tail)
     except (KeyError, ValueError) as error:
-        raise ValueError(f"not a caption of this world: {text!r}; an example: 'a red circle moving left on a blue striped background'") from error
+        raise ValueError(
+            f"not a caption of this world: {text!r}; example: 'a red circle moving left on a blue striped background'"
+        ) from error
     unsaid = SceneObject(color="", shape="", motion="")
     return Scene(objects, (unsaid,) * num_extras, background, texture)
 
@@ -121,12 +128,16 @@ def _draw_scene(rng: random.Random) -> Scene:
     return Scene(tuple(objects[:num_named]), tuple(objects[num_named:]), background, rng.choice(TEXTURES))
 
 
-def render(scenes: list[Scene], generator: torch.Generator, *, size: int = SIZE, frames: int = FRAMES) -> Float[Tensor, "b 3 frames size size"]:
+def render(
+    scenes: list[Scene], generator: torch.Generator, *, size: int = SIZE, frames: int = FRAMES
+) -> Float[Tensor, "b 3 frames size size"]:
     """Draw the scenes as clips with values in [-1, 1]; chance (positions, textures, speeds) comes from `generator`."""
     return torch.stack([_render_one(s, generator, size, frames) for s in scenes]) * 2 - 1
 
 
-def _render_one(scene: Scene, generator: torch.Generator, size: int, frames: int) -> Float[Tensor, "3 frames size size"]:
+def _render_one(
+    scene: Scene, generator: torch.Generator, size: int, frames: int
+) -> Float[Tensor, "3 frames size size"]:
     centers = torch.arange(size) + 0.5
     y, x = torch.meshgrid(centers, centers, indexing="ij")
     clip = _background(scene, generator, x, y)[:, None].repeat(1, frames, 1, 1)
@@ -168,7 +179,9 @@ def _clouds(generator: torch.Generator, size: int) -> Float[Tensor, "size size"]
     return (mix[0, 0] * 0.55 + 0.5).clamp(0, 1)
 
 
-def _object_cover(obj: SceneObject, generator: torch.Generator, x: Tensor, y: Tensor, frames: int, crowd: int) -> Float[Tensor, "frames size size"]:
+def _object_cover(
+    obj: SceneObject, generator: torch.Generator, x: Tensor, y: Tensor, frames: int, crowd: int
+) -> Float[Tensor, "frames size size"]:
     unit = x.shape[0] / SIZE
     time = torch.linspace(-0.5, 0.5, frames).view(frames, 1, 1)
     radius = _uniform(generator, 8, 14) * (1.0 if crowd < 3 else 0.8)

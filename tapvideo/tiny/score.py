@@ -17,15 +17,15 @@ _DIRECTIONS = ("moving left", "moving right", "moving up", "moving down")
 
 @dataclass(frozen=True, slots=True)
 class ClipScore:
-    """Which parts of one caption the clip shows; None where the caption does not ask or the clip does not let one judge."""
+    """Which parts of one caption the clip shows; what the caption does not ask is left out."""
 
     background: bool
     objects: tuple[bool, ...]
     """Per named object: its colour is there."""
     directions: tuple[bool, ...]
-    """Per named object that moves left, right, up or down and is there: so it moves."""
+    """Per named object that should move left, right, up or down: it is there and moves so."""
     motions: tuple[bool, ...]
-    """Per named object that is there: its motion is as asked, growing, shrinking and standing still included."""
+    """Per named object: it is there and its motion is as asked, growing, shrinking and standing still included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,13 @@ def score_folder(scores: list[ClipScore]) -> FolderScore:
     def share(answers: list[bool]) -> float | None:
         return sum(answers) / len(answers) if answers else None
 
-    pooled = {f.name: [a for s in scores for a in getattr(s, f.name)] for f in fields(ClipScore) if f.name != "background"}
+    pooled = {
+        f.name: [a for s in scores for a in getattr(s, f.name)] for f in fields(ClipScore) if f.name != "background"
+    }
     return FolderScore(
-        background=share([s.background for s in scores]), num_clips=len(scores), **{k: share(v) for k, v in pooled.items()}
+        background=share([s.background for s in scores]),
+        num_clips=len(scores),
+        **{k: share(v) for k, v in pooled.items()},
     )
 
 

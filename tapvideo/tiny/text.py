@@ -22,14 +22,23 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    )
 
 
 def build_encoder(vocab_size: int) -> UMT5EncoderModel:
     """A new two-layer encoder of width `TEXT_DIM`."""
     return UMT5EncoderModel(
         UMT5Config(
-            vocab_size=vocab_size, d_model=TEXT_DIM, d_kv=32, d_ff=128, num_layers=2, num_heads=2, dropout_rate=0.0, tie_word_embeddings=False
+            vocab_size=vocab_size,
+            d_model=TEXT_DIM,
+            d_kv=32,
+            d_ff=128,
+            num_layers=2,
+            num_heads=2,
+            dropout_rate=0.0,
+            tie_word_embeddings=False,
         )
     )
 
@@ -37,7 +46,9 @@ def build_encoder(vocab_size: int) -> UMT5EncoderModel:
 @torch.no_grad()
 def embed(tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, captions: list[str]) -> Float[Tensor, "b l d"]:
     """Caption embeddings as `WanPipeline` makes them: zero behind the last token."""
-    tokens = tokenizer(captions, padding="max_length", max_length=CAPTION_TOKENS, truncation=True, return_tensors="pt").to(encoder.device)
+    tokens = tokenizer(
+        captions, padding="max_length", max_length=CAPTION_TOKENS, truncation=True, return_tensors="pt"
+    ).to(encoder.device)
     hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     return hidden * tokens.attention_mask[..., None]
 
@@ -71,7 +82,9 @@ class AttributeHeads(nn.Module):
         return total, right / len(self.heads)
 
 
-def train_step(tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, heads: AttributeHeads, rng: random.Random) -> tuple[Tensor, float]:
+def train_step(
+    tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, heads: AttributeHeads, rng: random.Random
+) -> tuple[Tensor, float]:
     """Loss and accuracy on one batch of fresh captions."""
     batch = [scenes.sample_scene(rng) for _ in range(64)]
     tokens = tokenizer([scenes.caption(s) for s in batch], padding=True, return_tensors="pt").to(encoder.device)

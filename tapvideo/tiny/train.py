@@ -43,25 +43,44 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tapvideo.tiny.train", description="Train the embedded model wan_tiny.")
-    parser.add_argument("--out", type=Path, default=Path("wan_tiny_training"), help="folder for checkpoints and the assembled pipeline")
-    parser.add_argument("--init", type=Path, help="assembled pipeline to start from, e.g. the package's own tapvideo/assets/wan_tiny")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to train, in order (default: all)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tapvideo.tiny.train", description="Train the embedded model wan_tiny."
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("wan_tiny_training"), help="folder for checkpoints and the assembled pipeline"
+    )
+    parser.add_argument(
+        "--init", type=Path, help="assembled pipeline to start from, e.g. the package's own tapvideo/assets/wan_tiny"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to train, in order (default: all)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads per process (default: cores / processes)")
     for part, minutes in (("text", 3.0), ("vae", 30.0), ("decoder", 10.0), ("dit", 100.0)):
-        parser.add_argument(f"--minutes-{part}", type=float, default=minutes, help=f"budget of this part (default {minutes:g})")
-    parser.add_argument("--batch", type=int, default=16, help="clips per process and DiT step (default 16; 256 suits a GPU)")
+        parser.add_argument(
+            f"--minutes-{part}", type=float, default=minutes, help=f"budget of this part (default {minutes:g})"
+        )
+    parser.add_argument(
+        "--batch", type=int, default=16, help="clips per process and DiT step (default 16; 256 suits a GPU)"
+    )
     parser.add_argument("--fresh", type=int, default=4, help="new clips drawn and encoded per DiT step (default 4)")
-    parser.add_argument("--short", type=float, default=0.2, help="share of the DiT's budget on clips of two latent frames (default 0.2)")
+    parser.add_argument(
+        "--short", type=float, default=0.2, help="share of the DiT's budget on clips of two latent frames (default 0.2)"
+    )
     parser.add_argument("--rate", type=float, default=1.0, help="factor on every learning rate (default 1)")
     parser.add_argument("--no-compile", action="store_true", help="do not compile the DiT's blocks")
     return parser.parse_args(argv)
 
 
-def _optimizers(matrices: list, rest: list, muon_rate: float, adam_rate: float, factor: float) -> list[torch.optim.Optimizer]:
-    return [optim.Muon(matrices, muon_rate * factor), torch.optim.AdamW(rest, adam_rate * factor, betas=(0.9, 0.99), weight_decay=0.0)]
+def _optimizers(
+    matrices: list, rest: list, muon_rate: float, adam_rate: float, factor: float
+) -> list[torch.optim.Optimizer]:
+    return [
+        optim.Muon(matrices, muon_rate * factor),
+        torch.optim.AdamW(rest, adam_rate * factor, betas=(0.9, 0.99), weight_decay=0.0),
+    ]
 
 
 def _train_text(args: argparse.Namespace, seed: int) -> None:
@@ -130,7 +149,9 @@ def _train_dit(args: argparse.Namespace, seed: int) -> None:
         model = WanTransformer3DModel.from_pretrained(args.init / "transformer", torch_dtype=torch.float32)
     model.to(args.device)
     bias = dit.share_padding_bias(model)
-    source = dit.LatentSource.create(_load_vae(args).eval().to(args.device), tokenizer, encoder, seed=seed, size=max(4096, 16 * args.batch))
+    source = dit.LatentSource.create(
+        _load_vae(args).eval().to(args.device), tokenizer, encoder, seed=seed, size=max(4096, 16 * args.batch)
+    )
     source.refill(2 * args.batch)
     batches = dit.batches(source, text.embed(tokenizer, encoder, [""]), args.batch, args.fresh)
     generator, smooth = torch.Generator().manual_seed(seed), Smooth()

@@ -50,19 +50,24 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     return vae
 
 
-def decode_unclamped(vae: AutoencoderKLWan, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 frames height width"]:
+def decode_unclamped(
+    vae: AutoencoderKLWan, latents: Float[Tensor, "b c t h w"]
+) -> Float[Tensor, "b 3 frames height width"]:
     """`vae.decode` without its final clamp, whose gradient is zero where training needs it most."""
     vae.clear_cache()
     x = vae.post_quant_conv(latents)
     chunks = []
     for i in range(x.shape[2]):
         vae._conv_idx = [0]
-        chunks.append(vae.decoder(x[:, :, i : i + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0))
+        frame = x[:, :, i : i + 1]
+        chunks.append(vae.decoder(frame, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0))
     vae.clear_cache()
     return unpatchify(torch.cat(chunks, 2), patch_size=CONFIG["patch_size"])
 
 
-def loss(vae: AutoencoderKLWan, clip: Float[Tensor, "b 3 t h w"], *, freeze_encoder: bool, latents_std: Tensor) -> tuple[Tensor, float]:
+def loss(
+    vae: AutoencoderKLWan, clip: Float[Tensor, "b 3 t h w"], *, freeze_encoder: bool, latents_std: Tensor
+) -> tuple[Tensor, float]:
     """Reconstruction loss (absolute and squared error, and KL while the encoder learns) and its mean squared error."""
     with torch.set_grad_enabled(not freeze_encoder):
         posterior = vae.encode(clip).latent_dist
@@ -77,8 +82,10 @@ def loss(vae: AutoencoderKLWan, clip: Float[Tensor, "b 3 t h w"], *, freeze_enco
     return total, squared.item()
 
 
-def clip_batches(seed: int, batch: int, device: torch.device, *, pool: int = 64) -> Iterator[Float[Tensor, "b 3 t h w"]]:
-    """Endless random crops in time (5, 9 or 13 frames) of freshly drawn clips; each pool of clips is used several times."""
+def clip_batches(
+    seed: int, batch: int, device: torch.device, *, pool: int = 64
+) -> Iterator[Float[Tensor, "b 3 t h w"]]:
+    """Endless random crops in time (5, 9 or 13 frames) of freshly drawn clips; each pool serves several times."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     while True:
         clips = scenes.render([scenes.sample_scene(rng) for _ in range(pool)], generator)
