@@ -9,7 +9,7 @@ _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def check(function: Callable) -> Callable:
-    """`function` with its arguments and result checked; as it is where a protocol in its signature cannot be checked."""
+    """`function` with arguments and result checked; as it is where a protocol in its signature cannot be checked."""
     try:
         return _checked(function)
     except BeartypeDecorHintPep3119Exception:

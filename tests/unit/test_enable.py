@@ -8,6 +8,7 @@ from diffusers import FirstBlockCacheConfig
 from diffusers.hooks import HookRegistry
 
 from tapvideo import ScheduleConfig, TapConfig, disable_tap, enable_tap
+from tapvideo.models.hook import TapHook
 
 PRESETS = {
     "paper": {},
@@ -145,6 +146,7 @@ def test_state_is_freed_when_the_run_ends(wan, pipe):
     enable_tap(pipe, config())
     wan.denoise(pipe)
     hook = HookRegistry.check_if_exists_or_initialize(pipe.transformer).get_hook("tapvideo")
+    assert isinstance(hook, TapHook)
     assert hook.states._state_cache == {}
 
 
@@ -218,6 +220,6 @@ def test_object_without_transformer_is_refused():
 
 
 def test_probe_depth_of_all_blocks_is_refused(pipe):
-    with pytest.raises(ValueError, match="tap.probe_depth=3 of a model with 3 blocks; allowed: 1 to 2"):
+    with pytest.raises(ValueError, match=r"tap\.probe_depth=3 of a model with 3 blocks; allowed: 1 to 2"):
         enable_tap(pipe, TapConfig(probe="block_output", probe_depth=3))
     enable_tap(pipe)  # nothing was left behind

@@ -33,7 +33,8 @@ def test_push_refuses_another_shape():
 def test_num_bytes_counts_both_streams():
     state = BranchState(3)
     for step in range(5):
-        state.push(step, float(step), torch.zeros(2, 7, 11, dtype=torch.bfloat16), torch.zeros(2, 7, 11, dtype=torch.bfloat16))
+        probe, residual = torch.zeros(2, 2, 7, 11, dtype=torch.bfloat16)
+        state.push(step, float(step), probe, residual)
     assert state.num_bytes == 2 * 3 * 2 * 7 * 11 * 2
 
 

@@ -77,7 +77,9 @@ def test_no_context_runs_plain_and_warns_once(wan, caplog):
     with caplog.at_level(logging.WARNING), torch.no_grad():
         for _ in range(3):
             assert torch.equal(transformer(**inputs(0))[0], plain)
-    assert [r.message for r in caplog.records] == ["tapvideo: not accelerating, because no cache_context is set around the transformer's calls"]
+    assert [r.message for r in caplog.records] == [
+        "tapvideo: not accelerating, because no cache_context is set around the transformer's calls"
+    ]
 
 
 def test_names_without_steps_are_counted(wan):
@@ -125,7 +127,7 @@ def test_probe_is_the_input_of_the_first_attention(wan, per_token):
 
 def test_enabling_after_model_offload_is_refused(wan):
     transformer = add_hook_to_module(wan.random_transformer(), CpuOffload(execution_device="cpu"))
-    with pytest.raises(ValueError, match="enable_tap before pipe.enable_model_cpu_offload"):
+    with pytest.raises(ValueError, match=r"enable_tap before pipe\.enable_model_cpu_offload"):
         enable_tap(transformer)
 
 

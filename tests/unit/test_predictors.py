@@ -1,5 +1,7 @@
 """Predictors against closed forms."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
@@ -10,7 +12,7 @@ from tapvideo.predictors.taylor import taylor_weights
 
 EVEN = [10.0, 6.0, 2.0]
 UNEVEN = [9.0, 5.0, 4.0]
-PAPER = {"family": "taylor", "orders": [0, 1, 2], "lookback": 4.0, "spacing": 1.0}
+PAPER: dict[str, Any] = {"family": "taylor", "orders": [0, 1, 2], "lookback": 4.0, "spacing": 1.0}
 
 
 def value(weights, coords, function):
@@ -58,7 +60,7 @@ def test_taylor_weights_equal_taylorseer_of_diffusers(coords, order):
         seer.update((feature,))
     target = int(coords[0]) + 2
     seer.current_step = target
-    (expected,) = seer.predict()
+    (expected,) = seer.predict()  # pyright: ignore[reportAttributeAccessIssue] - its decorator is typed for functions only
     weights = torch.tensor(taylor_weights(coords, target, order=order))
     torch.testing.assert_close(torch.einsum("k,kbd->bd", weights, features), expected, atol=1e-5, rtol=1e-5)
 
@@ -78,7 +80,8 @@ def test_candidate_bank_rows_are_the_predictors_at_their_distances():
 
 def test_candidate_bank_weights_sum_to_one():
     for family in ("taylor", "lagrange", "reuse"):
-        bank = candidate_bank(UNEVEN, 12.5, steps_ahead=3.5, **PAPER | {"family": family})
+        changes: dict[str, Any] = {"family": family}
+        bank = candidate_bank(UNEVEN, 12.5, steps_ahead=3.5, **PAPER | changes)
         torch.testing.assert_close(bank.weights.sum(1), torch.ones(len(bank.weights)))
 
 

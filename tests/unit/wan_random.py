@@ -1,5 +1,7 @@
 """A tiny `WanPipeline` with random weights, and helpers around it, for tests."""
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
@@ -29,12 +31,22 @@ def random_pipeline(**changes):
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     torch.manual_seed(1)
     vae = AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
-    )  # fmt: skip
-    pipe = WanPipeline(
-        tokenizer=None, text_encoder=None, transformer=random_transformer(**changes), vae=vae.eval(), scheduler=scheduler
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
     )
+    parts: dict[str, Any] = {  # the pipeline's annotations know neither None nor this scheduler
+        "tokenizer": None,
+        "text_encoder": None,
+        "transformer": random_transformer(**changes),
+        "vae": vae.eval(),
+        "scheduler": scheduler,
+    }
+    pipe = WanPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -45,7 +57,14 @@ def denoise(pipe, *, steps=16, batch=1, guidance=5.0, frames=9, size=32, seed=0,
     dtype = pipe.transformer.dtype
     prompt, negative = torch.randn(2, batch, 6, 8, generator=generator).to(dtype)
     return pipe(
-        prompt_embeds=prompt, negative_prompt_embeds=negative, height=size, width=size, num_frames=frames,
-        num_inference_steps=steps, guidance_scale=guidance, generator=torch.Generator().manual_seed(seed),
-        output_type="latent", **extra,
-    ).frames  # fmt: skip
+        prompt_embeds=prompt,
+        negative_prompt_embeds=negative,
+        height=size,
+        width=size,
+        num_frames=frames,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+        **extra,
+    ).frames
