@@ -87,7 +87,7 @@ class ForecastConfig:
     choice: str = "token"
     """One predictor per `token` (the paper's) or per `sample`."""
     probe: str = "modulated"
-    """`modulated` input of block 0 (the paper's, runs none), or output or residual of the first `probe_depth` blocks."""
+    """`modulated` input of block 0 (the paper's, runs none), output or residual of the first `probe_depth` blocks."""
     probe_depth: int = 1
     """Blocks that run on every step for the block probes."""
     coordinate: str = "step"
