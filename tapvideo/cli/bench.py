@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
-from diffusers import WanTransformer3DModel
 
 from tapvideo.config import TapConfig
 from tapvideo.enable import enable_tap
+from tapvideo.models.wan import random_transformer
 from tapvideo.schedule import StepKind
 
-_HEAD_DIM = 128
+_NUM_STEPS = 1000  # of the pretended run: long enough for any number of repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,32 +72,27 @@ def measure(args: argparse.Namespace) -> Timing:
     """Time a random transformer of these sizes."""
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     torch.manual_seed(0)
-    transformer = WanTransformer3DModel(
-        num_attention_heads=args.dim // _HEAD_DIM,
-        attention_head_dim=_HEAD_DIM,
-        ffn_dim=args.ffn_dim,
-        num_layers=args.layers,
+    transformer = random_transformer(
+        dim=args.dim, ffn_dim=args.ffn_dim, num_layers=args.layers, device=device, dtype=dtype
     )
-    transformer = transformer.to(device, dtype).eval()  # pyright: ignore[reportArgumentType] - diffusers hides the signature
     latents = torch.randn(1, 16, args.tokens // 1024, 64, 64, device=device, dtype=dtype)
     text = torch.randn(1, 512, 4096, device=device, dtype=dtype)
 
     def step(index: int) -> None:
-        with transformer.cache_context("cond", step_index=index, num_inference_steps=1000):
+        with transformer.cache_context("cond", step_index=index, num_inference_steps=_NUM_STEPS):
             noise = latents + 0.01 * index  # a trajectory, so that anchors differ
             transformer(noise, torch.full((1,), 999.0 - index, device=device), text, return_dict=False)
 
     full = _median(lambda: step(0), device, args.repeats)
     tap = enable_tap(transformer, TapConfig())
-    for index in range(4):  # three full steps, then the first forecast warms up
-        step(index)
-    steps = iter(index for index in range(4, 1000) if tap.plan(1000)[index] is StepKind.FORECAST)
     forecast: list[float] = []
-    while len(forecast) < args.repeats:
-        index = next(steps)
-        if index % 4 == 3 and index > 6:
-            step(index - 1)  # the full step in between
-        forecast.append(_median(lambda i=index: step(i), device, 1, warm=False))
+    for index, kind in enumerate(tap.plan(_NUM_STEPS)):
+        seconds = _median(lambda i=index: step(i), device, 1, warm=False)
+        if kind is StepKind.FORECAST:
+            forecast.append(seconds)
+        if len(forecast) > args.repeats:
+            break
+    forecast = forecast[1:]  # the first one warms up
     stacks = [r.stack.seconds for r in tap.trace.records if r.kind is StepKind.FORECAST][1:]
     moved = torch.empty(2 + 2 * tap.config.anchors, args.tokens, args.dim, device=device, dtype=dtype)
     target = torch.empty_like(moved)
@@ -106,7 +101,7 @@ def measure(args: argparse.Namespace) -> Timing:
 
 
 def _median(work: Callable[[], object], device: torch.device, repeats: int, *, warm: bool = True) -> float:
-    seconds = []
+    seconds: list[float] = []
     for i in range(repeats + warm):
         _wait(device)
         started = time.perf_counter()

@@ -1,11 +1,12 @@
 """What TAP must know of an architecture."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class ModelAdapter(Protocol):
     """One diffusers transformer class: where its blocks are, its probe, and the grid its tokens lie on."""
 

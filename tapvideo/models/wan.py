@@ -3,11 +3,14 @@
 from typing import Any
 
 import torch
+from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tapvideo.chunks import token_chunks
+
+_HEAD_DIM = 128
 
 
 class WanAdapter:
@@ -19,11 +22,12 @@ class WanAdapter:
         """norm1(x) (1 + scale) + shift of block 0, as in `WanTransformerBlock.forward`; args: (text, temb, rotary)."""
         assert isinstance(block, WanTransformerBlock)
         temb = args[1]
+        own = block.scale_shift_table.to(hidden.device)  # offloading by group leaves it on the CPU between full steps
         if temb.ndim == 4:  # one timestep per token (Wan 2.2 TI2V): [b, n, 6, d]
-            table = block.scale_shift_table.unsqueeze(0) + temb.float()
+            table = own.unsqueeze(0) + temb.float()
             shift, scale = table[:, :, 0], table[:, :, 1]
         else:  # [b, 6, d]
-            table = block.scale_shift_table + temb.float()
+            table = own + temb.float()
             shift, scale = table[:, :1], table[:, 1:2]
         batch, tokens, dim = hidden.shape
         scale, shift = (1 + scale).expand(batch, tokens, dim), shift.expand(batch, tokens, dim)
@@ -37,3 +41,14 @@ class WanAdapter:
         """Latent frames, rows and columns over the patch size."""
         t, h, w = (size // patch for size, patch in zip(latents.shape[2:], transformer.config.patch_size, strict=True))
         return t, h, w
+
+
+def random_transformer(
+    *, dim: int, ffn_dim: int, num_layers: int, device: torch.device, dtype: torch.dtype
+) -> WanTransformer3DModel:
+    """A transformer with random weights and heads of 128, for timing at the sizes of a real one."""
+    heads = dim // _HEAD_DIM
+    transformer = WanTransformer3DModel(
+        num_attention_heads=heads, attention_head_dim=_HEAD_DIM, ffn_dim=ffn_dim, num_layers=num_layers
+    )
+    return transformer.to(device, dtype).eval()

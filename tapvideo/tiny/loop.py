@@ -91,6 +91,8 @@ def _step(training: TrainingRun) -> str:
         for name, value in training.module.state_dict().items():
             if value.is_floating_point():
                 training.ema[name].lerp_(value, 1 - decay)
+            else:
+                training.ema[name].copy_(value)
     return words
 
 
@@ -101,7 +103,8 @@ def _set_rates(training: TrainingRun, base_rates: list[list[float]]) -> None:
 
 
 def _spent(training: TrainingRun) -> bool:
-    spent = torch.tensor(float(training.elapsed >= 60 * training.minutes))
+    device = next(training.module.parameters()).device
+    spent = torch.tensor(float(training.elapsed >= 60 * training.minutes), device=device)
     if dist.is_initialized():  # all processes stop at the same step
         dist.all_reduce(spent, op=dist.ReduceOp.MAX)
     return bool(spent.item())

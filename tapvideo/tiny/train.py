@@ -95,8 +95,10 @@ def _train_text(args: argparse.Namespace, seed: int) -> None:
 
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(both.parameters(), 3e-3 * args.rate)]
     both.load_state_dict(loop.run(loop.TrainingRun("text", args.out, args.minutes_text, both, optimizers, loss_step)))
-    encoder.eval().save_pretrained(args.out / "text_encoder")
-    tokenizer.save_pretrained(args.out / "tokenizer")
+    if _is_first():
+        encoder.eval().save_pretrained(args.out / "text_encoder")
+        tokenizer.save_pretrained(args.out / "tokenizer")
+    _wait_for_all()
 
 
 def _load_vae(args: argparse.Namespace) -> AutoencoderKLWan:
@@ -107,6 +109,9 @@ def _load_vae(args: argparse.Namespace) -> AutoencoderKLWan:
 
 
 def _train_vae(args: argparse.Namespace, seed: int) -> None:
+    if (args.out / "decoder.safetensors").exists():
+        print("vae: left as it is, since the decoder has been trained further on its latents")
+        return
     _fit_vae(args, seed, "vae", args.minutes_vae, freeze_encoder=False)
 
 
@@ -131,14 +136,13 @@ def _fit_vae(args: argparse.Namespace, seed: int, part: str, minutes: float, *, 
     matrices, rest = optim.split_parameters(model)
     optimizers = _optimizers(matrices, rest, 0.02, 2e-3, args.rate)
     model.load_state_dict(loop.run(loop.TrainingRun(part, args.out, minutes, model, optimizers, loss_step, hold=0.3)))
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if _is_first():
         mean_psnr, worst, mean, std = vae.measure(model.eval())
         print(f"{part}: held-out clips at {mean_psnr:.2f} dB, the worst at {worst:.2f} dB")
         if not freeze_encoder:  # latents are what they were, and so must their statistics be
             model.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
         model.save_pretrained(args.out / "vae")
-    if dist.is_initialized():
-        dist.barrier()
+    _wait_for_all()
 
 
 def _train_dit(args: argparse.Namespace, seed: int) -> None:
@@ -170,6 +174,15 @@ def _train_dit(args: argparse.Namespace, seed: int) -> None:
     optimizers = _optimizers(matrices, rest, 0.02, 2e-3, args.rate)
     training = loop.TrainingRun("dit", args.out, args.minutes_dit, model, optimizers, loss_step, ema_decay=0.998)
     model.load_state_dict(loop.run(training))
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def _first(args: argparse.Namespace, part: str) -> Path:
