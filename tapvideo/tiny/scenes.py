@@ -120,7 +120,7 @@ def sample_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
 
 def _draw_scene(rng: random.Random) -> Scene:
     background = rng.choice(_COLOR_NAMES)
-    num_objects = rng.choices((1, 2, 3, 4), weights=(45, 30, 15, 10))[0]
+    num_objects = rng.choices((1, 2, 3, 4), weights=(60, 25, 10, 5))[0]
     num_named = 1 if num_objects == 1 or rng.random() < 0.5 else 2
     num_named = max(num_named, num_objects - len(COUNT_WORDS))
     colors = rng.sample([c for c in _COLOR_NAMES if c != background], num_objects)

@@ -152,11 +152,12 @@ def _train_dit(args: argparse.Namespace, seed: int) -> None:
     if args.init and (args.init / "transformer").exists():
         model = WanTransformer3DModel.from_pretrained(args.init / "transformer", torch_dtype=torch.float32)
     model.to(args.device)
-    bias = dit.share_padding_bias(model)
+    bias = dit.use_matrix_attention(model)
     source = dit.LatentSource.create(
         _load_vae(args).eval().to(args.device), tokenizer, encoder, seed=seed, size=max(4096, 16 * args.batch)
     )
-    source.refill(2 * args.batch)
+    for _ in range(16):
+        source.refill(2 * args.batch)
     batches = dit.batches(source, text.embed(tokenizer, encoder, [""]), args.batch, args.fresh)
     generator, smooth = torch.Generator().manual_seed(seed), Smooth()
     if not args.no_compile:
