@@ -43,14 +43,14 @@ def proxy_error(
     """
     u = torch.cat([bank, bank.sum(1, keepdim=True) - 1], dim=1).to(products)  # [p, k + 1]
     outer = (u[:, :, None] * u[:, None, :]).flatten(1)  # [p, (k + 1)^2]
-    miss = (products.flatten(-2) @ outer.T).clamp_min(0)  # |forecast - h|^2
+    miss = (products.flatten(-2) @ outer.T).clamp_min_(0)  # |forecast - h|^2
     own = products[..., -1, -1, None]  # |h|^2
     if proxy == "l2":
         return torch.sqrt(miss / own.clamp_min(_TINY))
     along = products[..., -1, :] @ u.T  # (forecast - h) . h
     # 1 - cos = sin^2 / (1 + cos) with |f x h|^2 = |f - h|^2 |h|^2 - ((f - h) . h)^2: no difference of near-equals
-    length = torch.sqrt(((own + 2 * along + miss).clamp_min(0) * own).clamp_min(_TINY))  # |f| |h|
     dot = own + along
-    cross = (miss * own - along.square()).clamp_min(0)
-    near = cross / (length * (length + dot)).clamp_min(_TINY)
+    length = (dot + along).add_(miss).mul_(own).clamp_min_(_TINY).sqrt_()  # |f| |h|
+    cross = (miss * own).addcmul_(along, along, value=-1).clamp_min_(0)
+    near = cross.div_((length + dot).mul_(length).clamp_min_(_TINY))
     return torch.where(dot > 0, near, 1 - dot / length)

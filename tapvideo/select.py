@@ -18,18 +18,9 @@ def select_predictor(
         error: proxy errors.
         choice: `token`, each its own (TAP section 3), or `sample`, the one of least mean error for a whole clip.
     """
-    if choice == "sample":
-        best = _first_minimum(error.mean(1, keepdim=True)).expand(error.shape[:2])
-    else:
-        best = _first_minimum(error)
+    judged = error.mean(1, keepdim=True) if choice == "sample" else error
+    best = judged.argmin(-1).expand(error.shape[:2])  # torch promises the first of equal minima
     return best, error.gather(-1, best[..., None]).squeeze(-1)
-
-
-def _first_minimum(error: Float[Tensor, "*t p"]) -> Int64[Tensor, "*t"]:
-    """Argmin with ties to the lowest index, which torch leaves open on some devices."""
-    ranks = torch.arange(error.shape[-1], device=error.device)
-    is_least = error == error.amin(-1, keepdim=True)
-    return torch.where(is_least, ranks, error.shape[-1] - 1).amin(-1)
 
 
 def forecast(

@@ -64,6 +64,7 @@ class TapStack(nn.Module):
         self.context: StepContext | None = None
         self.state: BranchState | None = None
         self._plans: dict[int, Plan] = {}
+        self._banks: dict[tuple, Bank] = {}
         # One candidate leaves nothing to choose: no probe is computed or kept.
         self._needs_probe = config.family != "reuse" and max(config.orders) > 0
         self._needs_probe &= len(config.orders) > 1 or config.lookback >= config.spacing
@@ -124,8 +125,8 @@ class TapStack(nn.Module):
     def _forecast(
         self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState
     ) -> tuple[Tensor, dict[str, Any]]:
-        bank = self._bank(context, state)
-        weights = bank.weights.to(hidden.device)
+        bank = self._bank(context, state, hidden.device)
+        weights = bank.weights
         if not self._needs_probe:
             return forecast(hidden, state.residuals, weights[:1, None]), {"labels": bank.labels[:1]}
         depth = self._depth
@@ -161,15 +162,20 @@ class TapStack(nn.Module):
             )
         return context.sigma
 
-    def _bank(self, context: StepContext, state: BranchState) -> Bank:
+    def _bank(self, context: StepContext, state: BranchState, device: torch.device) -> Bank:
+        """The candidates of this step; branches share them, and so do runs of the same plan."""
         assert state.anchor_step is not None
-        config = self.config
-        return candidate_bank(
-            state.coords,
-            self._coordinate(context),
-            steps_ahead=context.step - state.anchor_step,
-            family=config.family,
-            orders=config.orders,
-            lookback=config.lookback,
-            spacing=config.spacing,
-        )
+        config, target = self.config, self._coordinate(context)
+        key = (*state.coords, target, device)
+        if key not in self._banks:
+            bank = candidate_bank(
+                state.coords,
+                target,
+                steps_ahead=context.step - state.anchor_step,
+                family=config.family,
+                orders=config.orders,
+                lookback=config.lookback,
+                spacing=config.spacing,
+            )
+            self._banks[key] = Bank(bank.weights.to(device), bank.labels)
+        return self._banks[key]
