@@ -6,7 +6,7 @@ from pathlib import Path
 from tapvideo.config import ConfigError, GenerateConfig, ScheduleConfig
 from tapvideo.console import Console, rank
 from tapvideo.enable import TapSummary
-from tapvideo.outputs import Made, describe, report_clip, report_of, write_clip
+from tapvideo.outputs import Made, describe, describe_mean, mean_comparison, report_clip, report_of, write_clip
 from tapvideo.pipeline import (
     WanPipeline,
     accelerated,
@@ -58,10 +58,13 @@ def run(config: GenerateConfig, *, command: str = "") -> Path:
         made = make_clip(pipe, config, job, plan, console)
         if rank() == 0:
             record.clips.append(write_clip(folder, job, made, config))
+            record.mean = mean_comparison(record.clips)
             clips.append(report_clip(folder, record.clips[-1], made))
             record.save(folder / "run.json")  # after every clip: an interrupted run keeps what it has
             console.say(describe(record.clips[-1]))
     if rank() == 0:
+        if record.mean and record.mean.num_clips > 1:
+            console.say(describe_mean(record.mean))
         write_report(folder / "report.html", report_of(record, config, clips))
         console.say(str(folder / "report.html"))
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 from tapvideo.config import GenerateConfig
 from tapvideo.enable import TapSummary
 from tapvideo.metrics import psnr, ssim
-from tapvideo.record import ClipRecord, Comparison, RunRecord, StageTimes, finite_or_none
+from tapvideo.record import ClipRecord, Comparison, MeanComparison, RunRecord, StageTimes, finite_or_none
 from tapvideo.report.data import ChoiceMap, Clip, Report, Step
 from tapvideo.run_folder import Job
 from tapvideo.sample import Sample
@@ -58,6 +58,28 @@ def describe(clip: ClipRecord) -> str:
     c = clip.comparison
     fidelity = "identical" if c.psnr is None else f"PSNR {c.psnr:.1f} dB, SSIM {c.ssim:.3f}"
     return f"{line}; {c.speedup:.2f}x faster denoising than {c.seconds.denoise:.2f} s, {fidelity}"
+
+
+def mean_comparison(clips: list[ClipRecord]) -> MeanComparison | None:
+    """The comparisons of a run as one, or None where there is none."""
+    compared = [(clip, clip.comparison) for clip in clips if clip.comparison]
+    if not compared:
+        return None
+    decibels = [c.psnr for _, c in compared if c.psnr is not None]
+    all_differ = len(decibels) == len(compared)
+    return MeanComparison(
+        num_clips=len(compared),
+        speedup=sum(c.seconds.denoise for _, c in compared) / sum(clip.seconds.denoise for clip, _ in compared),
+        psnr=sum(decibels) / len(decibels) if all_differ else None,
+        worst_psnr=min(decibels) if decibels else None,
+        ssim=sum(c.ssim for _, c in compared) / len(compared),
+    )
+
+
+def describe_mean(mean: MeanComparison) -> str:
+    """All clips of a run, in one line."""
+    fidelity = "identical clips among them" if mean.psnr is None else f"PSNR {mean.psnr:.2f} dB"
+    return f"{mean.num_clips} clips: {mean.speedup:.2f}x faster denoising, {fidelity}, SSIM {mean.ssim:.4f} on average"
 
 
 def report_clip(folder: Path, clip: ClipRecord, made: Made) -> Clip:

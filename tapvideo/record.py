@@ -61,6 +61,19 @@ class ClipRecord:
 
 
 @dataclass(kw_only=True)
+class MeanComparison:
+    """All compared clips of a run."""
+
+    num_clips: int
+    speedup: float
+    """Of the denoising loops, total over total."""
+    psnr: float | None
+    """Mean in dB; None where any clip is identical to its baseline."""
+    worst_psnr: float | None
+    ssim: float
+
+
+@dataclass(kw_only=True)
 class RunRecord:
     """One run."""
 
@@ -71,6 +84,8 @@ class RunRecord:
     plan: str
     """One character a step: `#` full, `.` forecast."""
     clips: list[ClipRecord] = field(default_factory=list)
+    mean: MeanComparison | None = None
+    """None where nothing was compared."""
 
     def save(self, path: Path) -> None:
         """Write the record, whole or not at all."""

@@ -57,14 +57,22 @@ def test_run_writes_videos_record_and_report(composed, random_overrides):
         assert not comparison["identical"]
         assert comparison["psnr"] > 10
         assert 0 < comparison["ssim"] <= 1
+    mean, compared = record["mean"], [clip["comparison"] for clip in record["clips"]]
+    assert mean["num_clips"] == 2
+    assert mean["psnr"] == pytest.approx(sum(c["psnr"] for c in compared) / 2)
+    assert mean["worst_psnr"] == min(c["psnr"] for c in compared)
+    fastest, slowest = max(c["speedup"] for c in compared), min(c["speedup"] for c in compared)
+    assert slowest <= mean["speedup"] <= fastest
     assert "<html" in (folder / "report.html").read_text().lower()
 
 
 def test_run_with_every_step_full_is_identical_to_the_baseline(composed, random_overrides):
     folder = generate.run(composed(*random_overrides, "compare=true", "schedule=full"))
-    (clip,) = json.loads((folder / "run.json").read_text())["clips"]
+    record = json.loads((folder / "run.json").read_text())
+    (clip,) = record["clips"]
     assert clip["comparison"]["identical"]
     assert (clip["comparison"]["psnr"], clip["comparison"]["ssim"]) == (None, pytest.approx(1))
+    assert (record["mean"]["psnr"], record["mean"]["worst_psnr"]) == (None, None)
     assert clip["forecast_steps"] == []
 
 
