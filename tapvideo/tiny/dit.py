@@ -180,8 +180,15 @@ def sample_sigma(batch: int, generator: torch.Generator) -> Float[Tensor, " b"]:
     return torch.where(torch.rand(batch, generator=generator) < 0.2, uniform, normal)
 
 
-def loss(model: nn.Module, bias: Tensor, latents: Tensor, words: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of the velocity `noise - latents` at random noise levels."""
+def loss(
+    model: nn.Module,
+    bias: Tensor,
+    latents: Float[Tensor, "b c t h w"],
+    words: Float[Tensor, "b l d"],
+    weights: Float[Tensor, " c"],
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean squared error, weighted by channel, of the velocity `noise - latents` at random noise levels."""
     longest = math.log(_PIPELINE_TEXT_TOKENS[1] - text.CAPTION_TOKENS)
     usual = math.log(_PIPELINE_TEXT_TOKENS[0] - text.CAPTION_TOKENS)
     is_usual = torch.rand((), generator=generator) < 0.5
@@ -191,4 +198,5 @@ def loss(model: nn.Module, bias: Tensor, latents: Tensor, words: Tensor, generat
     level = sigma.view(-1, 1, 1, 1, 1)
     with torch.autocast(latents.device.type, torch.bfloat16):
         velocity = model((1 - level) * latents + level * noise, sigma * 1000, words, return_dict=False)[0]
-    return (velocity.float() - (noise - latents)).square().mean()
+    error = (velocity.float() - (noise - latents)).square()
+    return (error * weights.view(1, -1, 1, 1, 1)).mean()

@@ -153,9 +153,9 @@ def _train_dit(args: argparse.Namespace, seed: int) -> None:
         model = WanTransformer3DModel.from_pretrained(args.init / "transformer", torch_dtype=torch.float32)
     model.to(args.device)
     bias = dit.use_matrix_attention(model)
-    source = dit.LatentSource.create(
-        _load_vae(args).eval().to(args.device), tokenizer, encoder, seed=seed, size=max(4096, 16 * args.batch)
-    )
+    autoencoder = _load_vae(args).eval().to(args.device)
+    weights = vae.channel_weights(autoencoder)
+    source = dit.LatentSource.create(autoencoder, tokenizer, encoder, seed=seed, size=max(4096, 16 * args.batch))
     for _ in range(16):
         source.refill(2 * args.batch)
     batches = dit.batches(source, text.embed(tokenizer, encoder, [""]), args.batch, args.fresh)
@@ -168,7 +168,7 @@ def _train_dit(args: argparse.Namespace, seed: int) -> None:
         latents, words = next(batches)
         if training.elapsed < 60 * args.minutes_dit * args.short:  # looks before motion, at under half the price
             latents = latents[:, :, :2]
-        total = dit.loss(model, bias, latents, words, generator)
+        total = dit.loss(model, bias, latents, words, weights, generator)
         return total, f"loss {smooth(total.item()):.4f}"
 
     matrices, rest = optim.split_parameters(model, inside="blocks")
