@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from tapvideo.config import TapConfig
+from tapvideo.models.clock import RunClock
 from tapvideo.models.hook import attach, detach
 from tapvideo.schedule import Plan, StepKind
 from tapvideo.stack import make_plan
@@ -51,10 +52,11 @@ class Tap:
         self.config = config
         self._modules = modules
         self.traces: dict[str, Trace] = {}
+        clock = RunClock(lambda: _num_steps(pipeline))
         attached: list[nn.Module] = []
         try:
             for name, module in modules.items():
-                self.traces[name] = attach(module, config, lambda: _num_steps(pipeline)).trace
+                self.traces[name] = attach(module, config, clock).trace
                 attached.append(module)
         except ValueError:
             for module in attached:  # all experts or none

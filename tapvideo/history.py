@@ -22,8 +22,8 @@ class BranchState:
     residuals: list[Float[Tensor, "b n d"]] = field(default_factory=list[Tensor])
     anchor_step: int | None = None
     """Index of the newest full step."""
-    last_step: int | None = None
-    """Index of the last step seen, full or not."""
+    first_step: int = 0
+    """Index of the first step that this branch saw; an expert's may lie in mid-run."""
     num_calls: int = 0
 
     def push(self, step: int, coord: float, probe: Tensor | None, residual: Float[Tensor, "b n d"]) -> None:
@@ -42,17 +42,19 @@ class BranchState:
         self.residuals.insert(0, residual)
         if probe is not None:
             self.probes.insert(0, probe)
-        for kept in (self.coords, self.residuals, self.probes):
-            del kept[self.depth :]
+        self.trim(self.depth)
         self.anchor_step = step
+
+    def trim(self, count: int) -> None:
+        """Keep the newest `count` anchors."""
+        for kept in (self.coords, self.residuals, self.probes):
+            del kept[count:]
 
     def reset(self) -> None:
         """Forget everything: a new run begins."""
-        self.coords.clear()
-        self.probes.clear()
-        self.residuals.clear()
-        self.anchor_step = self.last_step = None
-        self.num_calls = 0
+        self.trim(0)
+        self.anchor_step = None
+        self.first_step = self.num_calls = 0
 
     @property
     def num_bytes(self) -> int:

@@ -61,8 +61,8 @@ class TapStack(nn.Module):
         self.modulated_input = modulated_input
         self.config = config
         self.trace = trace
-        self.context: StepContext | None = None
-        self.state: BranchState | None = None
+        self.call: tuple[StepContext, BranchState] | None = None
+        """Where the loop stands, set around every forward by whoever knows."""
         self._plans: dict[int, Plan] = {}
         self._banks: dict[tuple, Bank] = {}
         # One candidate leaves nothing to choose: no probe is computed or kept.
@@ -80,16 +80,12 @@ class TapStack(nn.Module):
         return self._plans[num_steps]
 
     def forward(self, hidden: Float[Tensor, "b n d"], *args: Any) -> Float[Tensor, "b n d"]:
-        """The stack's output, computed or forecast; without a context, computed."""
-        context, state = self.context, self.state
-        if context is None or state is None:
+        """The stack's output, computed or forecast; computed where nobody tells which step this is."""
+        if self.call is None:
             return self._run_blocks(hidden, args)
-        if state.residuals and state.residuals[0].shape != hidden.shape:
-            state.reset()
-        kind = self.plan(context.num_steps)[context.step]
-        if not state.residuals or state.num_calls < self.config.schedule.warmup:
-            kind = StepKind.FULL  # nothing to forecast from yet: the start of a run, or of an expert in its midst
-        state.num_calls, state.last_step = state.num_calls + 1, context.step
+        context, state = self.call
+        kind = self._kind(hidden, context, state)
+        state.num_calls += 1
         with timed(hidden.device) as watch:
             if kind is StepKind.FULL:
                 output, record = self._full(hidden, args, context, state)
@@ -101,6 +97,17 @@ class TapStack(nn.Module):
         )
         return output
 
+    def _kind(self, hidden: Tensor, context: StepContext, state: BranchState) -> StepKind:
+        """The plan's, but full where there is nothing to forecast from, or an expert that began in mid-run warms up."""
+        if state.residuals and state.residuals[0].shape != hidden.shape:
+            state.reset()
+        if state.num_calls == 0:
+            state.first_step = context.step
+        warms_up = state.first_step > 0 and state.num_calls < self.config.schedule.warmup
+        if warms_up or not state.residuals:
+            return StepKind.FULL
+        return self.plan(context.num_steps)[context.step]
+
     def _run_blocks(self, hidden: Tensor, args: tuple, start: int = 0, stop: int | None = None) -> Tensor:
         for block in self.blocks[start:stop]:
             hidden = block(hidden, *args)
@@ -110,18 +117,21 @@ class TapStack(nn.Module):
         self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState
     ) -> tuple[Tensor, dict[str, Any]]:
         if StepKind.FORECAST not in self.plan(context.num_steps)[context.step :]:
-            return self._run_blocks(hidden, args), {}  # nobody will ask for these anchors
-        with timed(hidden.device) as before:
+            state.trim(0)  # nobody will ask for anchors any more, and the VAE is glad of the room
+            return self._run_blocks(hidden, args), {}
+        state.trim(state.depth - 1)  # the oldest makes room before the blocks need it
+        with timed(hidden.device) as before, torch.no_grad():
             probe = self._modulated(hidden, args)
         depth = self._depth
         partial = self._run_blocks(hidden, args, stop=depth)
         output = self._run_blocks(partial, args, start=depth)
-        with timed(hidden.device) as after:
+        with timed(hidden.device) as after, torch.no_grad():
             probe = self._block_probe(hidden, partial) if depth else probe
             state.push(context.step, self._coordinate(context), probe, output - hidden)
         self.trace.state_bytes[context.branch] = max(self.trace.state_bytes.get(context.branch, 0), state.num_bytes)
         return output, {"overhead": (before, after)}
 
+    @torch.no_grad()
     def _forecast(
         self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState
     ) -> tuple[Tensor, dict[str, Any]]:
@@ -166,12 +176,13 @@ class TapStack(nn.Module):
         """The candidates of this step; branches share them, and so do runs of the same plan."""
         assert state.anchor_step is not None
         config, target = self.config, self._coordinate(context)
-        key = (*state.coords, target, device)
+        ahead = context.step - state.anchor_step
+        key = (*state.coords, target, ahead, device)
         if key not in self._banks:
             bank = candidate_bank(
                 state.coords,
                 target,
-                steps_ahead=context.step - state.anchor_step,
+                steps_ahead=ahead,
                 family=config.family,
                 orders=config.orders,
                 lookback=config.lookback,

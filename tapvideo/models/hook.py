@@ -1,17 +1,17 @@
 """The diffusers hook that puts `TapStack` in a transformer's place of blocks for the length of a forward."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
+from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
 from tapvideo.config import TapConfig
 from tapvideo.history import BranchState
 from tapvideo.models import adapter_for
+from tapvideo.models.clock import RunClock
 from tapvideo.stack import StepContext, TapStack
 from tapvideo.trace import Trace
 
@@ -25,12 +25,31 @@ class NamedState(BaseState):
 
     def __init__(self, depth: int) -> None:
         self.branch = BranchState(depth)
-        self.last_timestep: float | None = None
+        self.run: int | None = None
 
     def reset(self) -> None:
         """Forget everything."""
         self.branch.reset()
-        self.last_timestep = None
+
+    def enter(self, run: int) -> BranchState:
+        """The branch's state in this run; what is left of another is dropped."""
+        if self.run != run:
+            self.branch.reset()
+            self.run = run
+        return self.branch
+
+
+class StandIn(nn.ModuleList):
+    """The blocks to whoever looks for modules (LoRA scaling does, inside a forward), `TapStack` to whoever iterates."""
+
+    def __init__(self, blocks: nn.ModuleList, stacks: tuple[TapStack, ...]) -> None:
+        super().__init__()
+        self.__dict__["_modules"] = blocks._modules  # shared, not registered anew
+        self.stacks = stacks
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        """What the transformer's forward loops over."""
+        return iter(self.stacks)
 
 
 class TapHook(ModelHook):
@@ -38,81 +57,70 @@ class TapHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, transformer: nn.Module, config: TapConfig, num_steps_hint: Callable[[], int | None]) -> None:
+    def __init__(self, transformer: nn.Module, config: TapConfig, clock: RunClock) -> None:
         super().__init__()
         self.adapter = adapter_for(transformer)
+        self.clock = clock
         self.trace = Trace()
+        clock.traces.append(self.trace)
+        first, *others = self.adapter.block_lists
         blocks = [block for name in self.adapter.block_lists for block in getattr(transformer, name)]
         self.stack = TapStack(blocks, self.adapter.modulated_input, config, self.trace)
         self.states = StateManager(NamedState, init_kwargs={"depth": config.anchors})
-        self._num_steps_hint = num_steps_hint
-        self._stand_in = nn.ModuleList([self.stack])
+        self._stand_ins = {first: StandIn(getattr(transformer, first), (self.stack,))}
+        self._stand_ins |= {name: StandIn(getattr(transformer, name), ()) for name in others}
         self._warned: set[str] = set()
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward around `TapStack`; as if TAP were off where the pipeline does not say where it is."""
         latents = args[0] if args else kwargs["hidden_states"]
         timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
-        with self._swapped(module, self._step_context(latents, timestep, module)):
+        self.stack.call = self._locate(latents, timestep, module)
+        originals = {name: getattr(module, name) for name in self._stand_ins}
+        try:
+            for name, stand_in in self._stand_ins.items():
+                setattr(module, name, stand_in)
             return self.fn_ref.original_forward(*args, **kwargs)
+        finally:
+            for name, original in originals.items():
+                setattr(module, name, original)
+            self.stack.call = None
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget all anchors, as pipelines ask for at the end of a run."""
         self.states.reset()
         return module
 
-    @contextmanager
-    def _swapped(self, module: nn.Module, context: StepContext | None) -> Iterator[None]:
-        first, *others = self.adapter.block_lists
-        originals = {name: getattr(module, name) for name in self.adapter.block_lists}
-        self.stack.context = context
-        self.stack.state = self.states.get_state().branch if context else None
-        try:
-            setattr(module, first, self._stand_in)
-            for name in others:
-                setattr(module, name, nn.ModuleList())
-            yield
-        finally:
-            for name, original in originals.items():
-                setattr(module, name, original)
-            self.stack.context = self.stack.state = None
-
-    def _step_context(self, latents: Tensor, timestep: Tensor | None, module: nn.Module) -> StepContext | None:
+    def _locate(
+        self, latents: Tensor, timestep: Tensor | None, module: nn.Module
+    ) -> tuple[StepContext, BranchState] | None:
+        """Where the denoising loop stands, and the state of its branch; None where nobody tells."""
         told = self.states._context
         if told is None:
-            return self._give_up("context", "no cache_context is set around the transformer's calls")
-        state = self.states.get_state()
-        num_steps = told.num_inference_steps or self._num_steps_hint()
+            return self._give_up("no cache_context is set around the transformer's calls")
+        num_steps = told.num_inference_steps or self.clock.num_steps_hint()
         if num_steps is None:
-            return self._give_up("steps", "neither the cache_context nor a pipeline tells the number of steps")
-        step = self._step_index(told, state, timestep)
+            return self._give_up("neither the cache_context nor a pipeline tells the number of steps")
+        named, step = self.states.get_state(), told.step_index
+        if step is None:
+            now = None if timestep is None else float(timestep.max())
+            state = named.enter(self.clock.counted(now, num_steps))
+            step = state.num_calls
+        else:
+            state = named.enter(self.clock.told((id(self), told.name), step, num_steps))
         if not 0 <= step < num_steps:
-            return self._give_up("range", f"step {step} lies outside a run of {num_steps}")
-        if state.branch.last_step is not None and step <= state.branch.last_step:
-            state.reset()  # the last run ended early, by an exception or by its caller
-        if state.branch.num_calls == 0 and any(r.branch == told.name for r in self.trace.records):
-            self.trace.clear()
+            return self._give_up(f"step {step} lies outside a run of {num_steps}")
         self.trace.grid = self.adapter.token_grid(module, latents)
-        return StepContext(told.name, step, num_steps, told.sigma)
+        return StepContext(told.name, step, num_steps, told.sigma), state
 
-    def _step_index(self, told: CacheContext, state: NamedState, timestep: Tensor | None) -> int:
-        """The step that the pipeline tells, else the count of calls since timesteps last went up."""
-        if told.step_index is not None:
-            return told.step_index
-        if timestep is not None:
-            now = float(timestep.max())
-            if state.last_timestep is not None and now >= state.last_timestep:
-                state.reset()
-            state.last_timestep = now
-        return state.branch.num_calls
-
-    def _give_up(self, key: str, reason: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
+    def _give_up(self, reason: str) -> None:
+        self.trace.clear()  # or a summary would tell of an earlier run
+        if reason not in self._warned:
+            self._warned.add(reason)
             logger.warning("tapvideo: not accelerating, because %s", reason)
 
 
-def attach(transformer: nn.Module, config: TapConfig, num_steps_hint: Callable[[], int | None]) -> TapHook:
+def attach(transformer: nn.Module, config: TapConfig, clock: RunClock) -> TapHook:
     """Register a `TapHook`.
 
     Raises:
@@ -125,8 +133,8 @@ def attach(transformer: nn.Module, config: TapConfig, num_steps_hint: Callable[[
     if getattr(transformer, "is_cache_enabled", False):
         raise ValueError("a cache of diffusers is enabled on this transformer; call transformer.disable_cache() first")
     if hasattr(transformer, "_hf_hook"):
-        raise ValueError("model offloading is enabled already; call enable_tap before pipe.enable_model_cpu_offload()")
-    hook = TapHook(transformer, config, num_steps_hint)
+        raise ValueError("offloading is enabled already; call enable_tap before pipe.enable_model_cpu_offload()")
+    hook = TapHook(transformer, config, clock)
     registry.register_hook(hook, HOOK_NAME)
     registry.invalidate_child_registries_cache()
     return hook

@@ -1,0 +1,46 @@
+"""Which run a transformer call belongs to, for all transformers and branches of one pipeline."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tapvideo.trace import Trace
+
+
+@dataclass(slots=True)
+class RunClock:
+    """Tells runs apart, so that whatever ended the last one, the next begins with no anchor and no record of it."""
+
+    num_steps_hint: Callable[[], int | None]
+    """Number of steps where the `cache_context` does not tell it."""
+    traces: list[Trace] = field(default_factory=list[Trace])
+    run: int = 0
+    _num_steps: int | None = None
+    _step: int = -1
+    _callers: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
+    """Who has called at this step: transformer and branch."""
+    _timestep: float = float("inf")
+
+    def told(self, caller: tuple[int, str], step: int, num_steps: int) -> int:
+        """The run of a call whose step is told: a new one where steps go back, repeat, or are of another number."""
+        repeats = step == self._step and caller in self._callers
+        if step < self._step or repeats or num_steps != self._num_steps:
+            self._begin(num_steps)
+        if step != self._step:
+            self._callers.clear()
+        self._step = step
+        self._callers.add(caller)
+        return self.run
+
+    def counted(self, timestep: float | None, num_steps: int) -> int:
+        """The run of a call whose step is not told: a new one where timesteps go up or the number of steps changes."""
+        if num_steps != self._num_steps or (timestep is not None and timestep > self._timestep):
+            self._begin(num_steps)
+        self._timestep = self._timestep if timestep is None else timestep
+        return self.run
+
+    def _begin(self, num_steps: int) -> None:
+        self.run += 1
+        self._num_steps, self._step, self._timestep = num_steps, -1, float("inf")
+        self._callers.clear()
+        for trace in self.traces:
+            trace.clear()
