@@ -1,6 +1,7 @@
-"""Working through tokens in pieces, so that fp32 temporaries stay small whatever the size of the video."""
+"""Working through tokens in pieces, and in honest fp32 whatever the surroundings."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -14,3 +15,15 @@ def token_chunks(tokens: int, dim: int, device: torch.device) -> Iterator[slice]
     chunk = max(1, elements // dim)
     for start in range(0, tokens, chunk):
         yield slice(start, min(start + chunk, tokens))
+
+
+@contextmanager
+def exact_fp32(device: torch.device) -> Generator[None]:
+    """No autocast and no TF32 inside: a choice between near-equal errors must not hang on ten bits of mantissa."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,5 +1,6 @@
 """Typed configuration, for Python and for Hydra; the only module that knows `DictConfig`."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ SCHEDULERS = ("unipc", "euler")
 OFFLOADS = ("none", "model", "group")
 
 
+_MOST_CANDIDATES = 127  # choices are kept in one signed byte per token
+
+
 class ConfigError(ValueError):
     """A configuration value that is not allowed; the message names key, value and what is."""
 
@@ -28,8 +32,15 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _at_least(key: str, value: float, least: float) -> None:
+    if not math.isfinite(value):
+        raise ConfigError(f"{key}={value!r} is not finite; allowed: numbers from {least}")
     if not value >= least:
         raise ConfigError(f"{key}={value!r} is too small; allowed: {least} or more")
+
+
+def _positive(key: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{key}={value!r} is not positive and finite; allowed: more than 0")
 
 
 @dataclass(kw_only=True)
@@ -105,8 +116,7 @@ class ForecastConfig:
         _at_least("tap.lookback", self.lookback, 0)
         _at_least("tap.anchors", self.anchors, 1)
         _at_least("tap.probe_depth", self.probe_depth, 1)
-        if self.spacing <= 0:
-            raise ConfigError(f"tap.spacing={self.spacing!r} is not positive; allowed: more than 0")
+        _positive("tap.spacing", self.spacing)
         if not self.orders or any(o < 0 for o in self.orders):
             raise ConfigError(
                 f"tap.orders={self.orders!r} is not a list of orders; allowed: one or more integers from 0"
@@ -116,6 +126,10 @@ class ForecastConfig:
             raise ConfigError(
                 f"tap.orders={self.orders!r} needs {needed} anchors; tap.anchors={self.anchors} is too small"
             )
+        candidates = len(self.orders) * (int(self.lookback / self.spacing) + 1)
+        if candidates > _MOST_CANDIDATES:
+            asked = f"tap.lookback={self.lookback!r} and tap.spacing={self.spacing!r} make {candidates} candidates"
+            raise ConfigError(f"{asked}; allowed: up to {_MOST_CANDIDATES}")
 
 
 @dataclass(kw_only=True)
@@ -197,8 +211,7 @@ class GenerateConfig:
         _at_least("guidance", self.guidance, 0)
         if not 0 <= self.quality <= 51:
             raise ConfigError(f"quality={self.quality!r} is no x264 rate factor; allowed: 0 (best) to 51")
-        if self.flow_shift <= 0:
-            raise ConfigError(f"flow_shift={self.flow_shift!r} is not positive; allowed: more than 0")
+        _positive("flow_shift", self.flow_shift)
         if not self.seeds or any(s < 0 for s in self.seeds):
             raise ConfigError(f"seeds={self.seeds!r} is not a list of seeds; allowed: one or more integers from 0")
         if len(set(self.seeds)) != len(self.seeds):

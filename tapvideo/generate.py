@@ -133,17 +133,19 @@ def make_clip(pipe: WanPipeline, config: GenerateConfig, job: Job, plan: Plan, c
 
 
 def check_forecasts(plan: Plan, summary: TapSummary) -> None:
-    """Refuse a run that looks accelerated and is not.
+    """Refuse a run that looks accelerated and is not, or not as planned.
 
     Raises:
-        RunFailed: if forecast steps were planned and none was made.
+        RunFailed: if the forecast steps made are not those that were planned.
     """
-    planned = plan.count(StepKind.FORECAST)
+    planned = [step for step, kind in enumerate(plan) if kind is StepKind.FORECAST]
     if planned and not summary.forecast_steps:
         raise RunFailed(
-            f"{planned} forecast steps were planned and none was made: "
+            f"{len(planned)} forecast steps were planned and none was made: "
             "the pipeline did not tell TAP which step it is on (the warnings say more)"
         )
+    if planned != summary.forecast_steps:
+        raise RunFailed(f"forecast steps {planned} were planned and {summary.forecast_steps} were made")
 
 
 def _compares(config: GenerateConfig) -> bool:

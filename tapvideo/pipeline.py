@@ -91,6 +91,11 @@ def load_pipeline(config: GenerateConfig) -> WanPipeline:
         trust_remote_code=False,
         local_files_only=True,
     )
+    if pipe.transformer_2 is not None:
+        raise ConfigError(
+            f"model.weights={config.model.weights!r} has two experts (Wan 2.2), which reports cannot show yet; "
+            "allowed: models with one transformer, or enable_tap from Python"
+        )
     pipe.set_progress_bar_config(disable=True)  # ours also shows full and forecast steps
     if config.vae_tiling:
         pipe.vae.enable_tiling()

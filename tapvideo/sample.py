@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tapvideo.config import GenerateConfig
 
@@ -81,7 +81,8 @@ def sample(
     Raises:
         RunFailed: if the latents or the frames are NaN or infinite.
     """
-    clock = _Clock(torch.cuda.synchronize if torch.cuda.is_available() else lambda: None)
+    device = next(p.device for m in pipe.components.values() if isinstance(m, nn.Module) for p in m.parameters())
+    clock = _Clock(lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None)
 
     def end_step(_pipe: Any, step: int, _timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         check_finite(tensors["latents"], step, config.steps)

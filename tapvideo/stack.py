@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tapvideo.chunks import exact_fp32
 from tapvideo.config import ConfigError, TapConfig
 from tapvideo.history import BranchState
 from tapvideo.predictors import Bank, candidate_bank
@@ -143,7 +144,8 @@ class TapStack(nn.Module):
         partial = self._run_blocks(hidden, args, stop=depth)
         probe = self._block_probe(hidden, partial) if depth else self._modulated(hidden, args)
         assert probe is not None
-        error = proxy_error(gram(probe, state.probes), weights, proxy=self.config.proxy)
+        with exact_fp32(hidden.device):
+            error = proxy_error(gram(probe, state.probes), weights, proxy=self.config.proxy)
         choice, _ = select_predictor(error, choice=self.config.choice)
         output = forecast(hidden, state.residuals, weights[choice])
         shares = (choice[..., None] == torch.arange(len(weights), device=choice.device)).float().mean((0, 1))

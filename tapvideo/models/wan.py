@@ -22,6 +22,8 @@ class WanAdapter:
         """norm1(x) (1 + scale) + shift of block 0, as in `WanTransformerBlock.forward`; args: (text, temb, rotary)."""
         assert isinstance(block, WanTransformerBlock)
         temb = args[1]
+        if block.scale_shift_table.is_meta:
+            raise ValueError("TAP does not work with sequential CPU offload; model or group offload do")
         own = block.scale_shift_table.to(hidden.device)  # offloading by group leaves it on the CPU between full steps
         if temb.ndim == 4:  # one timestep per token (Wan 2.2 TI2V): [b, n, 6, d]
             table = own.unsqueeze(0) + temb.float()

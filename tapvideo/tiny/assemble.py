@@ -10,8 +10,15 @@ from transformers import UMT5EncoderModel
 from tapvideo.tiny import dit, text
 
 
-def assemble(folder: Path) -> Path:
-    """Save `folder/wan_tiny` from the checkpoints in `folder`, in bf16, as `WanPipeline.save_pretrained` does."""
+def assemble(folder: Path, init: Path | None = None) -> Path:
+    """Save `folder/wan_tiny` from the checkpoints in `folder`, in bf16, as `WanPipeline.save_pretrained` does.
+
+    Parts that were not trained there come from the pipeline in `init`.
+    """
+
+    def part(name: str) -> Path:
+        return init / name if init and not (folder / name).exists() else folder / name
+
     transformer = dit.build()
     averaged = {
         k.removeprefix("ema/"): v for k, v in load_file(folder / "dit.safetensors").items() if k.startswith("ema/")
@@ -19,9 +26,9 @@ def assemble(folder: Path) -> Path:
     transformer.load_state_dict(averaged)
     pipeline = WanPipeline(
         tokenizer=text.build_tokenizer(),
-        text_encoder=UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16),
+        text_encoder=UMT5EncoderModel.from_pretrained(part("text_encoder"), dtype=torch.bfloat16),
         transformer=transformer.to(torch.bfloat16),
-        vae=AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.bfloat16),
+        vae=AutoencoderKLWan.from_pretrained(part("vae"), torch_dtype=torch.bfloat16),
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=dit.FLOW_SHIFT
         ),

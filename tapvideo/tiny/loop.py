@@ -157,3 +157,12 @@ def load(training: TrainingRun) -> None:
                 _, _, j, name = key.split("/")
                 state.setdefault(int(j), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def steps_done(folder: Path, name: str) -> int:
+    """Steps in a part's checkpoint; 0 where there is none."""
+    checkpoint = folder / f"{name}.safetensors"
+    if not checkpoint.exists():
+        return 0
+    with safe_open(checkpoint, framework="pt") as file:
+        return json.loads(file.metadata()["progress"])["step"]

@@ -22,6 +22,9 @@ from tapvideo.tiny.assemble import assemble
 
 PARTS = ("text", "vae", "decoder", "dit", "assemble")
 
+PARTS_ON_INIT = ("decoder", "dit", "assemble")
+"""Text encoder and latents stay what the DiT was trained on."""
+
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
@@ -34,12 +37,13 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     rank = dist.get_rank() if dist.is_initialized() else 0
     trainers = {"text": _train_text, "vae": _train_vae, "decoder": _train_decoder, "dit": _train_dit}
-    for part in args.parts:
+    for part in args.parts or (PARTS if args.init is None else PARTS_ON_INIT):
         if part == "assemble":
             if rank == 0:
-                assemble(args.out)
+                assemble(args.out, args.init)
             continue
-        trainers[part](args, args.seed + 1_000_003 * rank)
+        seed = args.seed + 1_000_003 * rank + loop.steps_done(args.out, part)  # a run taken up again sees new clips
+        trainers[part](args, seed)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -53,7 +57,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--init", type=Path, help="assembled pipeline to start from, e.g. the package's own tapvideo/assets/wan_tiny"
     )
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to train, in order (default: all)"
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        help="what to train, in order (default: all; with --init decoder, dit, assemble)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -85,7 +92,10 @@ def _optimizers(
 
 def _train_text(args: argparse.Namespace, seed: int) -> None:
     tokenizer = text.build_tokenizer()
-    encoder, heads = text.build_encoder(len(tokenizer)).to(args.device), text.AttributeHeads().to(args.device)
+    encoder = text.build_encoder(len(tokenizer))
+    if args.init:
+        encoder = UMT5EncoderModel.from_pretrained(args.init / "text_encoder", dtype=torch.float32)
+    encoder, heads = encoder.to(args.device), text.AttributeHeads().to(args.device)
     both = torch.nn.ModuleList([encoder, heads])
     rng = random.Random(seed)
 

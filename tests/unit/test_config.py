@@ -58,3 +58,19 @@ def test_as_dict_is_plain_and_whole(composed):
     assert plain["tap"]["orders"] == [0, 1, 2]
     assert plain["schedule"]["interval"] == 4
     assert plain["steps"] == 50
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(value):
+    for make, key in (
+        (lambda: GenerateConfig(flow_shift=value), "flow_shift"),
+        (lambda: ForecastConfig(lookback=value), "tap.lookback"),
+    ):
+        with pytest.raises(ConfigError, match=key):
+            make()
+
+
+def test_more_candidates_than_a_byte_counts_are_refused():
+    with pytest.raises(ConfigError, match="543 candidates; allowed: up to 127"):
+        ForecastConfig(lookback=9.0, spacing=0.05)
+    ForecastConfig(lookback=9.0, spacing=0.25)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tapvideo import generate
 from tapvideo.cli.generate import main
@@ -14,7 +15,8 @@ from tapvideo.config import ConfigError
 from tapvideo.enable import TapSummary
 from tapvideo.run_folder import list_jobs, read_prompts, run_folder, slug
 from tapvideo.sample import RunFailed
-from tapvideo.video_io import video_info
+from tapvideo.schedule import explicit_plan
+from tapvideo.video_io import read_mp4, video_info
 
 LAUNCH = Path(__file__).parents[2] / "launch" / "generate.py"
 
@@ -268,3 +270,21 @@ def test_signals_leave_no_half_file(random_overrides, tmp_path, number, code):
     found = [p for p in files(tmp_path) if "outputs" in p]
     assert [Path(p).name for p in found] == ["video.mp4", "run.json"]
     assert video_info(next(tmp_path.rglob("video.mp4"))).frames == 5
+
+
+def test_seed_and_quality_reach_the_video(composed, random_overrides):
+    """Two seeds are two clips, and a worse rate factor is a smaller file."""
+    sizes = {}
+    for quality in (5, 45):
+        folder = generate.run(composed(*random_overrides, "seeds=[0,7]", f"quality={quality}", "compare=false"))
+        videos = sorted(folder.rglob("video.mp4"))
+        sizes[quality] = [v.stat().st_size for v in videos]
+        assert not torch.equal(read_mp4(videos[0]), read_mp4(videos[1]))
+    assert all(best > worst for best, worst in zip(sizes[5], sizes[45], strict=True))
+
+
+def test_run_refuses_what_is_not_as_planned():
+    summary = TapSummary(3, [0, 1], [2], 0.0, 0, {})
+    generate.check_forecasts(explicit_plan(3, steps=[0, 1]), summary)
+    with pytest.raises(RunFailed, match=r"forecast steps \[1, 2\] were planned and \[2\] were made"):
+        generate.check_forecasts(explicit_plan(3, steps=[0]), summary)

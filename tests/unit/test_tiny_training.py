@@ -2,8 +2,10 @@
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from safetensors.torch import load_file
 
-from tapvideo.tiny import dit, loop, optim
+from tapvideo.tiny import dit, loop, optim, train
+from tapvideo.weights import ASSETS
 
 
 def test_matrix_attention_equals_wans_with_the_padding_written_out(wan):
@@ -67,3 +69,26 @@ def test_sigma_covers_the_range():
     sigma = dit.sample_sigma(2000, torch.Generator().manual_seed(0))
     assert 0 <= sigma.min() < 0.05
     assert 0.97 < sigma.max() <= 1
+
+
+def test_training_from_a_pipeline_with_no_time_left_gives_it_back(tmp_path):
+    """`--init` keeps text encoder and VAE, and starts the DiT from its weights."""
+    folder = ASSETS / "wan_tiny"
+    arguments = [
+        "--out",
+        tmp_path,
+        "--init",
+        folder,
+        "--minutes-dit",
+        "0",
+        "--parts",
+        "dit",
+        "assemble",
+        "--batch",
+        "1",
+    ]
+    train.main([str(a) for a in (*arguments, "--no-compile", "--device", "cpu")])
+    for part in ("text_encoder/model", "vae/diffusion_pytorch_model", "transformer/diffusion_pytorch_model"):
+        old, new = (load_file(f / f"{part}.safetensors") for f in (folder, tmp_path / "wan_tiny"))
+        assert old.keys() == new.keys()
+        assert all(torch.equal(old[k], new[k]) for k in old)

@@ -51,7 +51,7 @@ def random_pipeline(**changes):
     return pipe
 
 
-def denoise(pipe, *, steps=16, batch=1, guidance=5.0, frames=9, size=32, seed=0, **extra):
+def denoise(pipe, *, steps=16, batch=1, guidance=5.0, frames=9, size=32, width=None, seed=0, **extra):
     """Final latents of a run."""
     generator = torch.Generator().manual_seed(100)
     dtype = pipe.transformer.dtype
@@ -60,7 +60,7 @@ def denoise(pipe, *, steps=16, batch=1, guidance=5.0, frames=9, size=32, seed=0,
         prompt_embeds=prompt,
         negative_prompt_embeds=negative,
         height=size,
-        width=size,
+        width=width or size,
         num_frames=frames,
         num_inference_steps=steps,
         guidance_scale=guidance,
