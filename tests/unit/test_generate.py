@@ -110,7 +110,7 @@ def test_verbose_run_shows_kinds_of_steps(composed, random_overrides, capfd):
 def test_planned_forecasts_that_were_not_made_fail_the_run(composed, random_overrides, monkeypatch):
     config = composed(*random_overrides, "compare=false")
     # A pipeline that does not say which step it is on: TAP runs every step in full.
-    monkeypatch.setattr("tapvideo.models.hook.TapHook._step_context", lambda *_: None)
+    monkeypatch.setattr("tapvideo.models.hook.TapHook._locate", lambda *_: None)
     with pytest.raises(RunFailed, match="8 forecast steps were planned and none was made"):
         generate.run(config)
 
@@ -229,7 +229,7 @@ def test_unknown_key_without_plus_is_an_error(command_line):
 
 
 def test_failed_run_is_one_line_and_exit_1(command_line, random_overrides, monkeypatch):
-    monkeypatch.setattr("tapvideo.models.hook.TapHook._step_context", lambda *_: None)
+    monkeypatch.setattr("tapvideo.models.hook.TapHook._locate", lambda *_: None)
     code, _, err = command_line(*random_overrides, "compare=false")
     assert code == 1
     assert "none was made" in err
