@@ -1,5 +1,6 @@
 """From clips in memory to what a run leaves on disk: videos, their record, and the report's data."""
 
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ def report_of(record: RunRecord, config: GenerateConfig, clips: list[Clip]) -> R
         "TAP itself": f"{sum(c.tap_seconds for c in record.clips):.2f} s of denoise, {_state_mib(record):.1f} MiB",
         "device": record.device,
         "versions": ", ".join(f"{name} {number}" for name, number in record.versions.items()),
+        "configuration": json.dumps(record.config, indent=2, ensure_ascii=False),
     }
     return Report(title=f"{config.model.name}, {config.tap.name}", command=record.command, facts=facts, clips=clips)
 

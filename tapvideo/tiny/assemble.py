@@ -1,5 +1,6 @@
 """Put the trained parts together as a `WanPipeline` on disk."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -35,4 +36,18 @@ def assemble(folder: Path, init: Path | None = None) -> Path:
     )
     target = folder / "wan_tiny"
     pipeline.save_pretrained(target, safe_serialization=True)
+    _tidy(target)
     return target
+
+
+def _tidy(target: Path) -> None:
+    """Name the tokenizer class as every version of transformers knows it, and forget where the parts were loaded from."""
+    edits = {
+        "model_index.json": {"tokenizer": ["transformers", "PreTrainedTokenizerFast"]},
+        "tokenizer/tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
+    }
+    for path in target.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8")) | edits.get(path.relative_to(target).as_posix(), {})
+        if path.name != "tokenizer.json":
+            content = {k: v for k, v in content.items() if k not in ("_name_or_path", "backend")}
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
