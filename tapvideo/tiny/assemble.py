@@ -41,7 +41,7 @@ def assemble(folder: Path, init: Path | None = None) -> Path:
 
 
 def _tidy(target: Path) -> None:
-    """Name the tokenizer class as every version of transformers knows it, and forget where the parts were loaded from."""
+    """Name the tokenizer class as all versions of transformers know it, and forget where parts were loaded from."""
     edits = {
         "model_index.json": {"tokenizer": ["transformers", "PreTrainedTokenizerFast"]},
         "tokenizer/tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
