@@ -63,7 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps(record))
     print(f"full step      {timing.full_step * 1e3:10.2f} ms")
     print(f"forecast step  {timing.forecast_step * 1e3:10.2f} ms  = {timing.forecast_share:.2%} of a full step")
-    copies = f"{timing.stack_to_copy:.2f} x copying the bytes it must move"
+    share = timing.forecast_stack / timing.full_step
+    copies = f"{share:.2%} of a full step, {timing.stack_to_copy:.2f} x copying the bytes it must move"
     print(f"  its stack    {timing.forecast_stack * 1e3:10.2f} ms  = {copies}")
 
 
