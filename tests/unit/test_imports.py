@@ -40,7 +40,7 @@ def lies_in(module: str, homes: tuple[str, ...]) -> bool:
 
 @pytest.mark.parametrize("module", [m for m in MODULES if lies_in(m, PURE)])
 def test_pure_files_import_torch_only(module):
-    standard = {"collections", "dataclasses", "enum", "functools", "itertools", "math", "typing"}
+    standard = {"collections", "contextlib", "dataclasses", "enum", "functools", "itertools", "math", "typing"}
     assert roots(module) <= {"torch", "jaxtyping", "tapvideo"} | standard
     inside = {name for name in imports(PACKAGE / module) if name.startswith("tapvideo")}
     allowed = {"tapvideo." + home.removesuffix(".py").rstrip("/") for home in PURE}
