@@ -1,5 +1,6 @@
 """`tapvideo-generate` and `launch/generate.py`: Hydra config in, exit code out."""
 
+import re
 import shlex
 import signal
 import sys
@@ -14,17 +15,33 @@ from tapvideo.console import rank
 from tapvideo.generate import run
 from tapvideo.sample import RunFailed
 
+_TEXT_KEYS = ("prompt", "negative_prompt")
 EXIT_RUN, EXIT_CONFIG, EXIT_INTERRUPT = 1, 2, 128 + signal.SIGINT
 
 
 def main() -> None:
     """Generate videos; 2 is the exit code for a config error, 130 for Ctrl-C and 143 for SIGTERM."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.argv[1:] = [quote_text(argument) for argument in sys.argv[1:]]
     try:
         _app()
     except KeyboardInterrupt:
         _complain("interrupted")
         sys.exit(EXIT_INTERRUPT)
+
+
+def quote_text(argument: str) -> str:
+    """An override of a text key in Hydra's quotes: it would take a comma for a sweep and a parenthesis for a call.
+
+    A value that is quoted as a whole is left as it is, and so is every other argument.
+    """
+    key, equals, value = argument.partition("=")
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if not equals or key not in _TEXT_KEYS or is_quoted:
+        return argument
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
+    return f"{key}='{escaped}'"
 
 
 # An absolute folder: Hydra would look for a relative one beside the script that was started.

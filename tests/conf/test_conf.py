@@ -6,6 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from tapvideo.cli.generate import quote_text
 from tapvideo.config import ForecastConfig, GenerateConfig, ModelConfig, ScheduleConfig, config_dir
 from tapvideo.schedule import StepKind
 from tapvideo.stack import make_plan
@@ -69,3 +70,25 @@ def test_model_defaults_reach_the_top_level(composed):
     assert (config.height, config.width, config.flow_shift, config.dtype) == (720, 1280, 5.0, "bfloat16")
     assert (config.steps, config.model.steps) == (30, 50)
     assert config.negative_prompt.startswith("色调艳丽")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A cat walks on the grass, realistic",
+        "a dog (small), a cat's tail: [50 %] {slow} = fast!",
+        'she says "hi" and leaves',
+        "ends in a backslash \\",
+        "a quote after one \\' here",
+        "一只猫，在草地上",  # noqa: RUF001 - a comma that Hydra must not mind
+        "plain",
+    ],
+)
+def test_prompts_mean_what_they_say(composed, text):
+    """Hydra's grammar has other plans for commas, parentheses and quotes."""
+    assert composed(quote_text(f"prompt={text}")).prompt == text
+
+
+@pytest.mark.parametrize("argument", ["prompt='a, b'", 'prompt="a, b"', "seeds=[0,1]", "-m", "tap=off,paper", "--cfg"])
+def test_other_arguments_are_left_alone(argument):
+    assert quote_text(argument) == argument
