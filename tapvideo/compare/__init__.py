@@ -1,0 +1,1 @@
+"""Comparison of acceleration methods at equal compute: methods x budgets x prompts x seeds."""
