@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +18,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULERS = ("unipc", "euler")
 OFFLOADS = ("none", "model", "group")
 
+
+Config = TypeVar("Config")
 
 _MOST_CANDIDATES = 127  # choices are kept in one signed byte per token
 
@@ -230,19 +232,33 @@ class GenerateConfig:
         Raises:
             ConfigError: for an unknown key (also one added with `+`), a wrong type or a value that is not allowed.
         """
-        try:
-            merged = OmegaConf.merge(OmegaConf.structured(cls), raw)
-            config = OmegaConf.to_object(merged)
-        except OmegaConfBaseException as error:
-            raise ConfigError(_readable(error)) from error
-        assert isinstance(config, cls)
-        return config
+        return from_hydra(cls, raw)
 
     def as_dict(self) -> dict[str, Any]:
         """The resolved configuration as plain values, for run records."""
-        plain = OmegaConf.to_container(OmegaConf.structured(self))
-        assert isinstance(plain, dict)
-        return {str(k): v for k, v in plain.items()}
+        return as_dict(self)
+
+
+def from_hydra(schema: type[Config], raw: DictConfig) -> Config:
+    """A composed config as the dataclass `schema`, its checks included.
+
+    Raises:
+        ConfigError: for an unknown key (also one added with `+`), a wrong type or a value that is not allowed.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), raw)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_readable(error)) from error
+    assert isinstance(config, schema)
+    return config
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain values."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
 
 
 def _readable(error: OmegaConfBaseException) -> str:
