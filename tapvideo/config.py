@@ -1,12 +1,17 @@
 """Typed configuration, for Python and for Hydra; the only module that knows `DictConfig`."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from tapvideo.checks import ConfigError as ConfigError
+from tapvideo.checks import at_least, one_of, positive
+from tapvideo.parallel.attention import EXCHANGES
+from tapvideo.parallel.config import ParallelConfig
+from tapvideo.parallel.kept import KV_DTYPES
 
 FAMILIES = ("taylor", "lagrange", "reuse")
 PROXIES = ("cosine", "l2")
@@ -22,27 +27,6 @@ OFFLOADS = ("none", "model", "group")
 Config = TypeVar("Config")
 
 _MOST_CANDIDATES = 127  # choices are kept in one signed byte per token
-
-
-class ConfigError(ValueError):
-    """A configuration value that is not allowed; the message names key, value and what is."""
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{key}={value!r} is not known; allowed: {', '.join(allowed)}")
-
-
-def _at_least(key: str, value: float, least: float) -> None:
-    if not math.isfinite(value):
-        raise ConfigError(f"{key}={value!r} is not finite; allowed: numbers from {least}")
-    if not value >= least:
-        raise ConfigError(f"{key}={value!r} is too small; allowed: {least} or more")
-
-
-def _positive(key: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ConfigError(f"{key}={value!r} is not positive and finite; allowed: more than 0")
 
 
 @dataclass(kw_only=True)
@@ -64,17 +48,46 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _one_of("schedule.kind", self.kind, SCHEDULES)
-        _at_least("schedule.interval", self.interval, 1)
-        _at_least("schedule.warmup", self.warmup, 1)
-        _at_least("schedule.last", self.last, 0)
-        _at_least("schedule.min_steps", self.min_steps, 0)
+        one_of("schedule.kind", self.kind, SCHEDULES)
+        at_least("schedule.interval", self.interval, 1)
+        at_least("schedule.warmup", self.warmup, 1)
+        at_least("schedule.last", self.last, 0)
+        at_least("schedule.min_steps", self.min_steps, 0)
         if self.kind == "explicit" and not self.steps:
             raise ConfigError(
                 "schedule.steps=[] is empty; schedule.kind=explicit needs the list of full steps, e.g. [0,1,2,6,10]"
             )
         if any(s < 0 for s in self.steps):
             raise ConfigError(f"schedule.steps={self.steps!r} has a negative step; allowed: 0 or more")
+
+
+@dataclass(kw_only=True)
+class RecomputeConfig:
+    """Tokens that are forecast so badly that they run through the blocks on a forecast step after all."""
+
+    budget: float = 0.0
+    """Share of all tokens that may be recomputed on a forecast step, the worst first; 0 is off."""
+    threshold: float = 0.0
+    """Proxy error from which a token is stale; 0 spends the whole budget on every forecast step."""
+    exchange: str = "auto"
+    """What ranks tell each other: `ulysses` (fewest bytes), `allgather_q`, `allgather_kv`; `auto` takes the first it can."""
+    kv_dtype: str = "model"
+    """Of the keys and values that layers keep: `model`, or `fp8` (e4m3 with a scale per token and head)."""
+    kv_layers: list[int] = field(default_factory=list)
+    """Layers that keep them; empty is all. In the others recomputed tokens attend to each other alone."""
+    kv_offload: bool = False
+    """Keep them on the CPU."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        at_least("tap.recompute.budget", self.budget, 0)
+        at_least("tap.recompute.threshold", self.threshold, 0)
+        if self.budget > 1:
+            raise ConfigError(f"tap.recompute.budget={self.budget!r} is a share of tokens; allowed: 0 (off) to 1")
+        one_of("tap.recompute.exchange", self.exchange, ("auto", *EXCHANGES))
+        one_of("tap.recompute.kv_dtype", self.kv_dtype, KV_DTYPES)
+        if any(layer < 0 for layer in self.kv_layers):
+            raise ConfigError(f"tap.recompute.kv_layers={self.kv_layers!r} has a negative layer; allowed: 0 or more")
 
 
 @dataclass(kw_only=True)
@@ -105,20 +118,22 @@ class ForecastConfig:
     """Blocks that run on every step for the block probes."""
     coordinate: str = "step"
     """Time axis of the anchors: `step` index (the paper's) or `sigma`."""
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    """Tokens to run through the blocks on forecast steps."""
     maps: bool = True
     """Keep the chosen predictor of every token for the report (one byte per token and forecast step)."""
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _one_of("tap.family", self.family, FAMILIES)
-        _one_of("tap.proxy", self.proxy, PROXIES)
-        _one_of("tap.choice", self.choice, CHOICES)
-        _one_of("tap.probe", self.probe, PROBES)
-        _one_of("tap.coordinate", self.coordinate, COORDINATES)
-        _at_least("tap.lookback", self.lookback, 0)
-        _at_least("tap.anchors", self.anchors, 1)
-        _at_least("tap.probe_depth", self.probe_depth, 1)
-        _positive("tap.spacing", self.spacing)
+        one_of("tap.family", self.family, FAMILIES)
+        one_of("tap.proxy", self.proxy, PROXIES)
+        one_of("tap.choice", self.choice, CHOICES)
+        one_of("tap.probe", self.probe, PROBES)
+        one_of("tap.coordinate", self.coordinate, COORDINATES)
+        at_least("tap.lookback", self.lookback, 0)
+        at_least("tap.anchors", self.anchors, 1)
+        at_least("tap.probe_depth", self.probe_depth, 1)
+        positive("tap.spacing", self.spacing)
         if not self.orders or any(o < 0 for o in self.orders):
             raise ConfigError(
                 f"tap.orders={self.orders!r} is not a list of orders; allowed: one or more integers from 0"
@@ -174,6 +189,7 @@ class GenerateConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     tap: ForecastConfig = field(default_factory=ForecastConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     prompt: str = ""
     prompt_file: str | None = None
     """Text file with one prompt a line; replaces `prompt`."""
@@ -205,15 +221,15 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         """Check every value that does not depend on the model."""
-        _one_of("scheduler", self.scheduler, SCHEDULERS)
-        _one_of("dtype", self.dtype, DTYPES)
-        _one_of("offload", self.offload, OFFLOADS)
+        one_of("scheduler", self.scheduler, SCHEDULERS)
+        one_of("dtype", self.dtype, DTYPES)
+        one_of("offload", self.offload, OFFLOADS)
         for key in ("steps", "height", "width", "num_frames", "fps", "max_sequence_length"):
-            _at_least(key, getattr(self, key), 1)
-        _at_least("guidance", self.guidance, 0)
+            at_least(key, getattr(self, key), 1)
+        at_least("guidance", self.guidance, 0)
         if not 0 <= self.quality <= 51:
             raise ConfigError(f"quality={self.quality!r} is no x264 rate factor; allowed: 0 (best) to 51")
-        _positive("flow_shift", self.flow_shift)
+        positive("flow_shift", self.flow_shift)
         if not self.seeds or any(s < 0 for s in self.seeds):
             raise ConfigError(f"seeds={self.seeds!r} is not a list of seeds; allowed: one or more integers from 0")
         if len(set(self.seeds)) != len(self.seeds):

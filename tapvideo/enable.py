@@ -8,6 +8,7 @@ from torch import nn
 from tapvideo.config import TapConfig
 from tapvideo.models.clock import RunClock
 from tapvideo.models.hook import attach, detach
+from tapvideo.parallel.topology import Topology, alone
 from tapvideo.schedule import Plan, StepKind
 from tapvideo.stack import make_plan
 from tapvideo.trace import Trace
@@ -48,15 +49,18 @@ class TapSummary:
 class Tap:
     """TAP on a pipeline or a transformer; `disable()` takes it off again."""
 
-    def __init__(self, modules: dict[str, nn.Module], config: TapConfig, pipeline: Any | None) -> None:
+    def __init__(
+        self, modules: dict[str, nn.Module], config: TapConfig, pipeline: Any | None, topology: Topology
+    ) -> None:
         self.config = config
+        self.topology = topology
         self._modules = modules
         self.traces: dict[str, Trace] = {}
         clock = RunClock(lambda: _num_steps(pipeline))
         attached: list[nn.Module] = []
         try:
             for name, module in modules.items():
-                self.traces[name] = attach(module, config, clock).trace
+                self.traces[name] = attach(module, config, clock, topology).trace
                 attached.append(module)
         except ValueError:
             for module in attached:  # all experts or none
@@ -96,19 +100,21 @@ class Tap:
             detach(module)
 
 
-def enable_tap(pipe_or_transformer: Any, config: TapConfig | None = None) -> Tap:
+def enable_tap(pipe_or_transformer: Any, config: TapConfig | None = None, topology: Topology | None = None) -> Tap:
     """Accelerate a diffusers pipeline, or a bare transformer whose calls are wrapped in `cache_context`.
 
     Args:
         pipe_or_transformer: a pipeline (all its transformers are taken) or a transformer.
         config: the method and its schedule; the paper's by default.
+        topology: the ranks that share the work, from `tapvideo.parallel.topology.build_topology`; by default one does
+            everything. All of them must make the same calls with the same arguments.
 
     Raises:
         ValueError: if TAP is enabled already or the model is not supported.
     """
     modules = _transformers(pipe_or_transformer)
     pipeline = None if isinstance(pipe_or_transformer, nn.Module) else pipe_or_transformer
-    return Tap(modules, config or TapConfig(), pipeline)
+    return Tap(modules, config or TapConfig(), pipeline, topology or alone())
 
 
 def disable_tap(pipe_or_transformer: Any) -> None:

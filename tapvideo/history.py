@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
+from tapvideo.parallel.kept import KeptKV
+
 
 @dataclass(slots=True)
 class BranchState:
@@ -25,6 +27,8 @@ class BranchState:
     first_step: int = 0
     """Index of the first step that this branch saw; an expert's may lie in mid-run."""
     num_calls: int = 0
+    kept: KeptKV | None = None
+    """Keys and values of every layer, where tokens are recomputed."""
 
     def push(self, step: int, coord: float, probe: Tensor | None, residual: Float[Tensor, "b n d"]) -> None:
         """Store a full step as the newest anchor and drop the oldest beyond `depth`.
@@ -50,13 +54,19 @@ class BranchState:
         for kept in (self.coords, self.residuals, self.probes):
             del kept[count:]
 
+    def release(self) -> None:
+        """Let go of everything that takes room."""
+        self.trim(0)
+        if self.kept is not None:
+            self.kept.clear()
+
     def reset(self) -> None:
         """Forget everything: a new run begins."""
-        self.trim(0)
+        self.release()
         self.anchor_step = None
         self.first_step = self.num_calls = 0
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all anchors."""
+        """Bytes of all anchors, kept K/V apart."""
         return sum(t.numel() * t.element_size() for t in (*self.probes, *self.residuals))

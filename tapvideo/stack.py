@@ -6,22 +6,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from tapvideo.chunks import exact_fp32
 from tapvideo.config import ConfigError, TapConfig
 from tapvideo.history import BranchState
+from tapvideo.parallel.attention import Rows
+from tapvideo.parallel.kept import KeepOptions, KeptKV
+from tapvideo.parallel.shard import TokenShard
 from tapvideo.predictors import Bank, candidate_bank
 from tapvideo.probe import gram, proxy_error
+from tapvideo.recompute import stale_tokens
 from tapvideo.schedule import Plan, StepKind, explicit_plan, full_plan, interval_plan
 from tapvideo.select import forecast, select_predictor
 from tapvideo.trace import StepRecord, Trace, timed
 
 logger = logging.getLogger(__name__)
 
+RECOMPUTED = "recomputed"
+"""What maps and shares call a token that ran through the blocks on a forecast step."""
+
+RECOMPUTE = "recompute"
+"""What the ledger calls a forecast step on which tokens are recomputed."""
+
 Probe = Callable[..., Float[Tensor, "b n d"]]
 """(block 0, hidden, *block arguments) -> modulated input of block 0."""
+
+TakeTokens = Callable[[tuple[Any, ...], Int64[Tensor, " n"]], tuple[Any, ...]]
+"""(block arguments of a whole sequence, positions) -> block arguments of these tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +64,45 @@ class TapStack(nn.Module):
     the real blocks only where the transformer itself has them.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], modulated_input: Probe, config: TapConfig, trace: Trace) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        modulated_input: Probe,
+        take_tokens: TakeTokens,
+        shard: TokenShard,
+        config: TapConfig,
+        trace: Trace,
+    ) -> None:
         super().__init__()
         if config.probe != "modulated" and config.probe_depth >= len(blocks):
             depths = f"1 to {len(blocks) - 1}"
             raise ConfigError(
                 f"tap.probe_depth={config.probe_depth} of a model with {len(blocks)} blocks; allowed: {depths}"
             )
+        layers = config.recompute.kv_layers
+        if layers and max(layers) >= len(blocks):
+            raise ConfigError(
+                f"tap.recompute.kv_layers={layers} of a model with {len(blocks)} blocks; allowed: 0 to {len(blocks) - 1}"
+            )
         self.blocks = tuple(blocks)
         self.modulated_input = modulated_input
+        self.take_tokens = take_tokens
+        self.shard = shard
         self.config = config
         self.trace = trace
         self.call: tuple[StepContext, BranchState] | None = None
         """Where the loop stands, set around every forward by whoever knows."""
+        self.gathers = False
+        """Give out all ranks' tokens: more bytes than after the head, which then need not know of ranks."""
         self._plans: dict[int, Plan] = {}
         self._banks: dict[tuple, Bank] = {}
-        # One candidate leaves nothing to choose: no probe is computed or kept.
+        self.keep = KeepOptions(
+            config.recompute.kv_dtype, frozenset(layers) if layers else None, config.recompute.kv_offload
+        )
+        # One candidate leaves nothing to choose: no probe is computed or kept, unless it is to say what is stale.
         self._needs_probe = config.family != "reuse" and max(config.orders) > 0
         self._needs_probe &= len(config.orders) > 1 or config.lookback >= config.spacing
+        self._needs_probe |= config.recompute.budget > 0
 
     def plan(self, num_steps: int) -> Plan:
         """The kinds of all steps of a run."""
@@ -80,13 +114,24 @@ class TapStack(nn.Module):
                 logger.warning(message, num_steps, least)
         return self._plans[num_steps]
 
-    def forward(self, hidden: Float[Tensor, "b n d"], *args: Any) -> Float[Tensor, "b n d"]:
-        """The stack's output, computed or forecast; computed where nobody tells which step this is."""
+    def forward(self, hidden: Float[Tensor, "b tokens d"], *args: Any) -> Float[Tensor, "b n d"]:
+        """The stack's output for this rank's tokens (or all, see `gathers`); computed where nobody tells the step.
+
+        Raises:
+            PeerLost: if another rank that shares the tokens does not answer.
+        """
+        hidden, args = self._own(hidden, args)
         if self.call is None:
-            return self._run_blocks(hidden, args)
-        context, state = self.call
+            self.shard.comm.ledger.turn(-1, StepKind.FULL)
+            output = self._run_blocks(hidden, args)
+        else:
+            output = self._step(hidden, args, *self.call)
+        return self.shard.gather_tokens(output, what="output") if self.gathers else output
+
+    def _step(self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState) -> Tensor:
         kind = self._kind(hidden, context, state)
         state.num_calls += 1
+        self.shard.comm.ledger.turn(context.step, kind)
         with timed(hidden.device) as watch:
             if kind is StepKind.FULL:
                 output, record = self._full(hidden, args, context, state)
@@ -97,6 +142,13 @@ class TapStack(nn.Module):
             StepRecord(context.branch, context.step, context.num_steps, kind, sigma=context.sigma, **record)
         )
         return output
+
+    def _own(self, hidden: Tensor, args: tuple) -> tuple[Tensor, tuple]:
+        """Of the whole sequence, what this rank has."""
+        if self.shard.is_whole:
+            return hidden, args
+        positions = self.shard.positions
+        return hidden.index_select(1, positions), self.take_tokens(args, positions)
 
     def _kind(self, hidden: Tensor, context: StepContext, state: BranchState) -> StepKind:
         """The plan's, but full where there is nothing to forecast from, or an expert that began in mid-run warms up."""
@@ -109,7 +161,11 @@ class TapStack(nn.Module):
             return StepKind.FULL
         return self.plan(context.num_steps)[context.step]
 
-    def _run_blocks(self, hidden: Tensor, args: tuple, start: int = 0, stop: int | None = None) -> Tensor:
+    def _run_blocks(
+        self, hidden: Tensor, args: tuple, start: int = 0, stop: int | None = None, kept: KeptKV | None = None
+    ) -> Tensor:
+        """All of this rank's tokens through the blocks, which keep their K/V where they are given a place for it."""
+        self.shard.attention.begin(self.shard.all_rows(), kept)
         for block in self.blocks[start:stop]:
             hidden = block(hidden, *args)
         return hidden
@@ -118,18 +174,18 @@ class TapStack(nn.Module):
         self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState
     ) -> tuple[Tensor, dict[str, Any]]:
         if StepKind.FORECAST not in self.plan(context.num_steps)[context.step :]:
-            state.trim(0)  # nobody will ask for anchors any more, and the VAE is glad of the room
+            state.release()  # nobody will ask for anchors any more, and the VAE is glad of the room
             return self._run_blocks(hidden, args), {}
         state.trim(state.depth - 1)  # the oldest makes room before the blocks need it
         with timed(hidden.device) as before, torch.no_grad():
             probe = self._modulated(hidden, args)
-        depth = self._depth
-        partial = self._run_blocks(hidden, args, stop=depth)
-        output = self._run_blocks(partial, args, start=depth)
+        depth, kept = self._depth, self._kept(state)
+        partial = self._run_blocks(hidden, args, stop=depth, kept=kept)
+        output = self._run_blocks(partial, args, start=depth, kept=kept)
         with timed(hidden.device) as after, torch.no_grad():
             probe = self._block_probe(hidden, partial) if depth else probe
             state.push(context.step, self._coordinate(context), probe, output - hidden)
-        self.trace.state_bytes[context.branch] = max(self.trace.state_bytes.get(context.branch, 0), state.num_bytes)
+        self.trace.note_bytes(context.branch, anchors=state.num_bytes, kv=kept.num_bytes if kept else 0)
         return output, {"overhead": (before, after)}
 
     @torch.no_grad()
@@ -146,11 +202,43 @@ class TapStack(nn.Module):
         assert probe is not None
         with exact_fp32(hidden.device):
             error = proxy_error(gram(probe, state.probes), weights, proxy=self.config.proxy)
-        choice, _ = select_predictor(error, choice=self.config.choice)
+        judged = error
+        if self.config.choice == "sample":  # of all ranks' tokens, or each rank would choose for itself
+            judged = self.shard.mean_over_tokens(error).expand_as(error)
+        choice, _ = select_predictor(judged, choice="token")
         output = forecast(hidden, state.residuals, weights[choice])
-        shares = (choice[..., None] == torch.arange(len(weights), device=choice.device)).float().mean((0, 1))
+        labels = bank.labels
+        if state.kept is not None:
+            rows = self._stale(error.gather(-1, choice[..., None]).squeeze(-1))
+            if sum(rows.counts):
+                self._recompute(output, hidden, args, rows, state.kept)
+                choice, labels = choice.index_fill(1, rows.own, len(labels)), (*labels, RECOMPUTED)
+        shares = (choice[..., None] == torch.arange(len(labels), device=choice.device)).float().mean((0, 1))
         kept = choice.to(torch.int8) if self.config.maps else None
-        return output, {"labels": bank.labels, "choice": kept, "shares": shares}
+        return output, {"labels": labels, "choice": kept, "shares": shares}
+
+    def _stale(self, error: Float[Tensor, "b n"]) -> Rows:
+        """The tokens to recompute, agreed on by all ranks: every rank sees the errors of all."""
+        recompute = self.config.recompute
+        stale = stale_tokens(
+            self.shard.gather_errors(error), threshold=recompute.threshold, budget=recompute.budget
+        )
+        return self.shard.some_rows(stale)
+
+    def _recompute(self, output: Tensor, hidden: Tensor, args: tuple, rows: Rows, kept: KeptKV) -> None:
+        """Run these tokens through the blocks, on all tokens' kept K/V, and write them over their forecast."""
+        self.shard.comm.ledger.turn(self.shard.comm.ledger.step, RECOMPUTE)
+        self.shard.attention.begin(rows, kept)
+        fresh, args = hidden.index_select(1, rows.own), self.take_tokens(args, rows.own)
+        for block in self.blocks:
+            fresh = block(fresh, *args)
+        output.index_copy_(1, rows.own, fresh)
+
+    def _kept(self, state: BranchState) -> KeptKV | None:
+        """Where the layers of this branch keep their K/V; None where nothing is ever recomputed."""
+        if self.config.recompute.budget and state.kept is None:
+            state.kept = KeptKV(self.keep)
+        return state.kept
 
     @property
     def _depth(self) -> int:

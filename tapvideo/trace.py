@@ -74,12 +74,20 @@ class Trace:
     records: list[StepRecord] = field(default_factory=list)
     grid: tuple[int, int, int] | None = None
     state_bytes: dict[str, int] = field(default_factory=dict)
-    """Bytes of anchors kept, by branch."""
+    """Most bytes of anchors, by branch."""
+    kv_bytes: dict[str, int] = field(default_factory=dict)
+    """Most bytes of keys and values kept for recomputed tokens, by branch."""
+
+    def note_bytes(self, branch: str, *, anchors: int, kv: int) -> None:
+        """Remember the most that a branch has kept."""
+        for most, now in ((self.state_bytes, anchors), (self.kv_bytes, kv)):
+            most[branch] = max(most.get(branch, 0), now)
 
     def clear(self) -> None:
         """Forget everything: a new run begins."""
         self.records.clear()
         self.state_bytes.clear()
+        self.kv_bytes.clear()
         self.grid = None
 
     def steps(self, kind: StepKind) -> list[int]:

@@ -6,12 +6,18 @@ from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from tapvideo.config import TapConfig
 from tapvideo.history import BranchState
 from tapvideo.models import adapter_for
+from tapvideo.models.base import ModelAdapter
 from tapvideo.models.clock import RunClock
+from tapvideo.parallel.attention import SequenceAttention, resolve
+from tapvideo.parallel.guidance import GuidanceExchange
+from tapvideo.parallel.shard import TokenShard
+from tapvideo.parallel.topology import Topology
 from tapvideo.stack import StepContext, TapStack
 from tapvideo.trace import Trace
 
@@ -52,12 +58,54 @@ class StandIn(nn.ModuleList):
         return iter(self.stacks)
 
 
+class GatherHook(ModelHook):
+    """On the head: puts the ranks' projected tokens together, the only thing that a forecast step tells other ranks."""
+
+    def __init__(self, stack: TapStack) -> None:
+        super().__init__()
+        self.stack = stack
+
+    def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
+        """All tokens, in the order of the sequence."""
+        return output if self.stack.gathers else self.stack.shard.gather_tokens(output, what="output")
+
+
+class Processors:
+    """The self-attention processors of a transformer, and their stand-ins."""
+
+    def __init__(self, layers: list[nn.Module], adapter: ModelAdapter, attention: SequenceAttention) -> None:
+        self.layers = layers
+        self.adapter = adapter
+        self.attention = attention
+        self._originals: list[Any] = []
+
+    def install(self) -> None:
+        """Put the stand-ins in.
+
+        Raises:
+            ValueError: if there are processors that nothing can stand in for.
+        """
+        originals = [layer.processor for layer in self.layers]
+        stand_ins = [self.adapter.processor(p, i, self.attention) for i, p in enumerate(originals)]
+        self._set(stand_ins)
+        self._originals = originals
+
+    def restore(self) -> None:
+        """Put back what was there."""
+        self._set(self._originals)
+        self._originals = []
+
+    def _set(self, processors: list[Any]) -> None:
+        for layer, processor in zip(self.layers, processors, strict=bool(processors)):
+            layer.set_processor(processor)
+
+
 class TapHook(ModelHook):
     """Root hook of a transformer: knows the step and the branch, swaps the blocks, leaves the rest to the model."""
 
     _is_stateful = True
 
-    def __init__(self, transformer: nn.Module, config: TapConfig, clock: RunClock) -> None:
+    def __init__(self, transformer: nn.Module, config: TapConfig, clock: RunClock, topology: Topology) -> None:
         super().__init__()
         self.adapter = adapter_for(transformer)
         self.clock = clock
@@ -65,7 +113,19 @@ class TapHook(ModelHook):
         clock.traces.append(self.trace)
         first, *others = self.adapter.block_lists
         blocks = [block for name in self.adapter.block_lists for block in getattr(transformer, name)]
-        self.stack = TapStack(blocks, self.adapter.modulated_input, config, self.trace)
+        layers = self.adapter.attentions(blocks)
+        full, exchange = resolve(
+            full=topology.config.attention, exchange=config.recompute.exchange, heads=_heads(layers),
+            ranks=topology.sp.size,
+        )  # fmt: skip
+        shard = TokenShard(SequenceAttention(topology.sp, full=full, exchange=exchange), layout=topology.config.layout)
+        self.stack = TapStack(
+            blocks, self.adapter.modulated_input, self.adapter.take_tokens, shard, config, self.trace
+        )
+        self.guidance = GuidanceExchange(topology.cfg)
+        self.processors = Processors(layers, self.adapter, shard.attention)
+        self.takes_over = config.recompute.budget > 0 or not shard.is_whole
+        """Whether self-attention is ours: tokens of other ranks, or K/V of other steps, are to be seen."""
         self.states = StateManager(NamedState, init_kwargs={"depth": config.anchors})
         self._stand_ins = {first: StandIn(getattr(transformer, first), (self.stack,))}
         self._stand_ins |= {name: StandIn(getattr(transformer, name), ()) for name in others}
@@ -76,6 +136,26 @@ class TapHook(ModelHook):
         latents = args[0] if args else kwargs["hidden_states"]
         timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
         self.stack.call = self._locate(latents, timestep, module)
+        self.stack.shard.enter(self.adapter.token_grid(module, latents), latents.device)
+        # The head modulates every token by its own timestep where there is one each, so it needs them all.
+        self.stack.gathers = timestep is not None and timestep.ndim > 1
+        try:
+            if self.guidance.is_alone:
+                return self._forward(module, args, kwargs)
+            return self._one_branch(module, latents, args, kwargs)
+        finally:
+            self.stack.call = None
+
+    def _one_branch(self, module: nn.Module, latents: Tensor, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """One guidance branch, here or on the ranks whose branch it is."""
+        where = self.stack.call[0] if self.stack.call else None
+        branch, step = (where.branch, where.step) if where else (None, -1)
+        like = self.adapter.empty_output(module, latents)
+        result = self.guidance(branch, self.clock.run, step, like, lambda: self._forward(module, args, kwargs))
+        plain = isinstance(result, tuple) and kwargs.get("return_dict", True)
+        return Transformer2DModelOutput(sample=result[0]) if plain else result
+
+    def _forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         originals = {name: getattr(module, name) for name in self._stand_ins}
         try:
             for name, stand_in in self._stand_ins.items():
@@ -84,7 +164,6 @@ class TapHook(ModelHook):
         finally:
             for name, original in originals.items():
                 setattr(module, name, original)
-            self.stack.call = None
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget all anchors, as pipelines ask for at the end of a run."""
@@ -120,7 +199,7 @@ class TapHook(ModelHook):
             logger.warning("tapvideo: not accelerating, because %s", reason)
 
 
-def attach(transformer: nn.Module, config: TapConfig, clock: RunClock) -> TapHook:
+def attach(transformer: nn.Module, config: TapConfig, clock: RunClock, topology: Topology) -> TapHook:
     """Register a `TapHook`.
 
     Raises:
@@ -134,7 +213,12 @@ def attach(transformer: nn.Module, config: TapConfig, clock: RunClock) -> TapHoo
         raise ValueError("a cache of diffusers is enabled on this transformer; call transformer.disable_cache() first")
     if hasattr(transformer, "_hf_hook"):
         raise ValueError("offloading is enabled already; call enable_tap before pipe.enable_model_cpu_offload()")
-    hook = TapHook(transformer, config, clock)
+    hook = TapHook(transformer, config, clock, topology)
+    if hook.takes_over:
+        hook.processors.install()
+    if not hook.stack.shard.is_whole:
+        head = HookRegistry.check_if_exists_or_initialize(getattr(transformer, hook.adapter.head))
+        head.register_hook(GatherHook(hook.stack), HOOK_NAME)
     registry.register_hook(hook, HOOK_NAME)
     registry.invalidate_child_registries_cache()
     return hook
@@ -149,8 +233,18 @@ def detach(transformer: nn.Module) -> None:
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     if registry.get_hook(HOOK_NAME) is None:
         raise ValueError("TAP is not enabled on this transformer")
+    hook = registry.get_hook(HOOK_NAME)
+    assert isinstance(hook, TapHook)
+    hook.processors.restore()
+    if not hook.stack.shard.is_whole:
+        head = HookRegistry.check_if_exists_or_initialize(getattr(transformer, hook.adapter.head))
+        head.remove_hook(HOOK_NAME, recurse=False)
     offloaded = transformer.forward if hasattr(transformer, "_old_forward") else None
     registry.remove_hook(HOOK_NAME, recurse=False)
     registry.invalidate_child_registries_cache()
     if offloaded is not None:  # accelerate wraps what was there when it came, which was our hook
         transformer._old_forward, transformer.forward = transformer.forward, offloaded
+
+
+def _heads(layers: list[nn.Module]) -> int:
+    return layers[0].heads

@@ -1,14 +1,17 @@
 """Wan 2.1 and 2.2 (`WanTransformer3DModel`)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
-from jaxtyping import Float
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformerBlock
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from tapvideo.chunks import token_chunks
+from tapvideo.models.wan_attention import WanSequenceProcessor
+from tapvideo.parallel.attention import SequenceAttention
 
 _HEAD_DIM = 128
 
@@ -17,6 +20,7 @@ class WanAdapter:
     """Probe and blocks of `WanTransformer3DModel`."""
 
     block_lists: tuple[str, ...] = ("blocks",)
+    head: str = "proj_out"
 
     def modulated_input(self, block: nn.Module, hidden: Float[Tensor, "b n d"], *args: Any) -> Float[Tensor, "b n d"]:
         """norm1(x) (1 + scale) + shift of block 0, as in `WanTransformerBlock.forward`; args: (text, temb, rotary)."""
@@ -43,6 +47,35 @@ class WanAdapter:
         """Latent frames, rows and columns over the patch size."""
         t, h, w = (size // patch for size, patch in zip(latents.shape[2:], transformer.config.patch_size, strict=True))
         return t, h, w
+
+    def empty_output(self, transformer: nn.Module, latents: Float[Tensor, "b c t h w"]) -> Tensor:
+        """Velocities: as many channels as the model gives out."""
+        batch, _, *sizes = latents.shape
+        return latents.new_empty(batch, transformer.config.out_channels, *sizes)
+
+    def take_tokens(self, args: tuple[Any, ...], positions: Int64[Tensor, " n"]) -> tuple[Any, ...]:
+        """Rotary tables go by position, and so do timesteps where every token has its own; text is for all."""
+        text, temb, rotary = args
+        if temb.ndim == 4:
+            temb = temb.index_select(1, positions)
+        return text, temb, tuple(table.index_select(1, positions) for table in rotary)
+
+    def attentions(self, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+        """`attn1`; `attn2` attends to text, which every rank has."""
+        return [block.attn1 for block in blocks]
+
+    def processor(self, original: Any, layer: int, attention: SequenceAttention) -> WanSequenceProcessor:
+        """Self-attention whose tokens are spread over ranks, or partly kept from earlier steps.
+
+        Raises:
+            ValueError: if the model's processor is not diffusers' own.
+        """
+        if type(original) is not WanAttnProcessor:
+            raise ValueError(
+                f"self-attention is a {type(original).__name__} here; sharing tokens and recomputing them works with "
+                "diffusers' WanAttnProcessor only"
+            )
+        return WanSequenceProcessor(original, layer, attention)
 
 
 def random_transformer(

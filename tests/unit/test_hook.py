@@ -10,6 +10,7 @@ from tapvideo import ScheduleConfig, TapConfig, enable_tap
 from tapvideo.models import adapter_for
 from tapvideo.models.clock import RunClock
 from tapvideo.models.hook import attach
+from tapvideo.parallel.topology import alone
 from tapvideo.predictors.taylor import taylor_weights
 
 
@@ -87,7 +88,7 @@ def test_names_without_steps_are_counted(wan):
     """As HunyuanVideo's pipeline does: a name and nothing else; the count starts anew when timesteps go up again."""
     told, counted = wan.random_transformer(), wan.random_transformer()
     enable_tap(told)
-    hook = attach(counted, TapConfig(), RunClock(lambda: 20))
+    hook = attach(counted, TapConfig(), RunClock(lambda: 20), alone())
     for _ in range(2):
         for step in range(9):  # abandoned in the middle
             assert torch.equal(call(counted, step, told=False), call(told, step))

@@ -1,0 +1,121 @@
+"""The mesh of ranks: data (prompts) x guidance branches x sequence."""
+
+import math
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from tapvideo.checks import ConfigError
+from tapvideo.parallel.comm import Comm
+from tapvideo.parallel.config import ParallelConfig
+from tapvideo.parallel.ledger import Ledger
+
+AXES = ("dp", "cfg", "sp")
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Where this rank stands on every axis of the mesh."""
+
+    config: ParallelConfig
+    dp: Comm
+    """Ranks that make different clips."""
+    cfg: Comm
+    """Ranks that run the guidance branches of one clip."""
+    sp: Comm
+    """Ranks that share the tokens of one branch."""
+    world: Comm
+    ledger: Ledger = field(default_factory=Ledger)
+    """What this rank received, over all axes."""
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this rank writes the clips of its data-parallel group."""
+        return self.cfg.rank == 0 and self.sp.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether one rank makes each clip."""
+        return self.cfg.size == 1 and self.sp.size == 1
+
+    def __str__(self) -> str:
+        """E.g. ``dp 1 x cfg 2 x sp 4``."""
+        return " x ".join(f"{name} {getattr(self, name).size}" for name in AXES)
+
+
+def alone() -> Topology:
+    """One rank that does everything, without `torch.distributed`."""
+    ledger = Ledger()
+    one = Comm(ledger=ledger)
+    return Topology(ParallelConfig(), one, one, one, one, ledger)
+
+
+def mesh_sizes(config: ParallelConfig, world: int) -> tuple[int, int, int]:
+    """Ranks on every axis; `sp` takes what dp and cfg leave where it is not given.
+
+    Raises:
+        ConfigError: if the product is not the number of ranks.
+    """
+    outer = config.dp * config.cfg
+    if config.sp is None:
+        if world % outer:
+            asked = f"parallel.dp={config.dp} x parallel.cfg={config.cfg}"
+            raise ConfigError(f"{asked} does not divide {world} ranks; allowed products: {_divisors(world)}")
+        return config.dp, config.cfg, world // outer
+    sizes = (config.dp, config.cfg, config.sp)
+    if math.prod(sizes) != world:
+        asked = " x ".join(f"parallel.{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+        raise ConfigError(
+            f"{asked} makes {math.prod(sizes)} ranks, and there are {world}; "
+            f"allowed: a product of {world}, each one of {_divisors(world)} (parallel.sp=null takes the rest)"
+        )
+    return sizes
+
+
+def build_topology(config: ParallelConfig, device: torch.device) -> Topology:
+    """The mesh of an initialised `torch.distributed`; one rank where it is not initialised.
+
+    Raises:
+        ConfigError: if the sizes do not fit the number of ranks.
+    """
+    if not dist.is_initialized():
+        mesh_sizes(config, 1)
+        return alone()
+    sizes = mesh_sizes(config, dist.get_world_size())
+    ledger = Ledger()
+    if config.groups == "xfuser":
+        from tapvideo.parallel.xfuser_groups import xfuser_groups
+
+        groups = xfuser_groups(sizes)
+    else:
+        mesh = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
+        groups = {name: mesh.get_group(name) for name in AXES}
+    dp, cfg, sp = (
+        Comm(groups[name] if size > 1 else None, ledger) for name, size in zip(AXES, sizes, strict=True)
+    )
+    return Topology(config, dp, cfg, sp, Comm(dist.group.WORLD, ledger), ledger)
+
+
+def start_ranks(config: ParallelConfig, device: torch.device) -> dist.Store | None:
+    """Join the other processes of a `torchrun` or `srun`; None where this is the only one.
+
+    Returns:
+        The store they share.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    timeout = timedelta(seconds=config.timeout)
+    store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    return dist.PrefixStore("tapvideo", store)
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
