@@ -10,7 +10,7 @@ from tapvideo.models.clock import RunClock
 from tapvideo.models.hook import attach, detach
 from tapvideo.parallel.topology import Topology, alone
 from tapvideo.schedule import Plan, StepKind
-from tapvideo.stack import make_plan
+from tapvideo.stack import TapStack, make_plan
 from tapvideo.trace import Trace
 
 _COMPONENTS = ("transformer", "transformer_2")
@@ -26,7 +26,9 @@ class TapSummary:
     tap_seconds: float
     """Seconds of forecasts, and of probes and history on full steps, over all branches."""
     state_bytes: int
-    """Bytes of anchors, over all branches."""
+    """Bytes of anchors on this rank, over all branches."""
+    kv_bytes: int
+    """Bytes of kept keys and values on this rank, over all branches."""
     shares: dict[int, dict[str, float]]
     """Share of tokens per predictor, by forecast step."""
 
@@ -36,6 +38,8 @@ class TapSummary:
             f"{len(self.full_steps)} full and {len(self.forecast_steps)} forecast of {self.num_steps} steps",
             f"TAP itself: {self.tap_seconds:.3f} s, {self.state_bytes / 2**20:.1f} MiB of anchors",
         ]
+        if self.kv_bytes:
+            lines.append(f"kept keys and values: {self.kv_bytes / 2**20:.1f} MiB")
         mean: dict[str, float] = {}
         for shares in self.shares.values():
             for label, share in shares.items():
@@ -56,11 +60,14 @@ class Tap:
         self.topology = topology
         self._modules = modules
         self.traces: dict[str, Trace] = {}
+        self._stacks: list[TapStack] = []
         clock = RunClock(lambda: _num_steps(pipeline))
         attached: list[nn.Module] = []
         try:
             for name, module in modules.items():
-                self.traces[name] = attach(module, config, clock, topology).trace
+                hook = attach(module, config, clock, topology)
+                self.traces[name] = hook.trace
+                self._stacks.append(hook.stack)
                 attached.append(module)
         except ValueError:
             for module in attached:  # all experts or none
@@ -87,8 +94,18 @@ class Tap:
             forecast_steps=forecasts,
             tap_seconds=sum(trace.tap_seconds() for trace in traces),
             state_bytes=sum(sum(trace.state_bytes.values()) for trace in traces),
+            kv_bytes=sum(sum(trace.kv_bytes.values()) for trace in traces),
             shares={step: shares for trace in traces for step in forecasts if (shares := trace.shares(step))},
         )
+
+    def gather_trace(self) -> None:
+        """Make the last run's records tell of all ranks' tokens; every rank that shares them must call this, once.
+
+        Raises:
+            PeerLost: if another rank does not answer.
+        """
+        for stack in self._stacks:
+            stack.gather_trace()
 
     def disable(self) -> None:
         """Take TAP off; the model computes bit for bit what it did before.

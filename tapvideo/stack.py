@@ -150,6 +150,21 @@ class TapStack(nn.Module):
         positions = self.shard.positions
         return hidden.index_select(1, positions), self.take_tokens(args, positions)
 
+    def gather_trace(self) -> None:
+        """Complete the records of the last run with what other ranks chose for their tokens.
+
+        Raises:
+            PeerLost: if another rank does not answer.
+        """
+        if self.shard.is_whole:
+            return
+        weight = len(self.shard.positions)
+        for record in self.trace.records:
+            if record.choice is not None:
+                record.choice = self.shard.gather_tokens(record.choice, what="trace")
+            if record.shares is not None:
+                record.shares = self.shard.comm.mean(record.shares, weight, what="trace")
+
     def _kind(self, hidden: Tensor, context: StepContext, state: BranchState) -> StepKind:
         """The plan's, but full where there is nothing to forecast from, or an expert that began in mid-run warms up."""
         if state.residuals and state.residuals[0].shape != hidden.shape:

@@ -19,7 +19,7 @@ LAYOUTS = ("diagonal", "strided", "contiguous")
 class Layout:
     """Positions of every rank's tokens in the whole sequence, ascending; sizes differ by one at most."""
 
-    shards: tuple[Int64[Tensor, " n"], ...]
+    shards: tuple[Int64[Tensor, " _"], ...]
 
     @property
     def sizes(self) -> tuple[int, ...]:
