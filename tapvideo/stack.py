@@ -235,9 +235,7 @@ class TapStack(nn.Module):
     def _stale(self, error: Float[Tensor, "b n"]) -> Rows:
         """The tokens to recompute, agreed on by all ranks: every rank sees the errors of all."""
         recompute = self.config.recompute
-        stale = stale_tokens(
-            self.shard.gather_errors(error), threshold=recompute.threshold, budget=recompute.budget
-        )
+        stale = stale_tokens(self.shard.gather_errors(error), threshold=recompute.threshold, budget=recompute.budget)
         return self.shard.some_rows(stale)
 
     def _recompute(self, output: Tensor, hidden: Tensor, args: tuple, rows: Rows, kept: KeptKV) -> None:

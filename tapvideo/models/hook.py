@@ -119,9 +119,7 @@ class TapHook(ModelHook):
             ranks=topology.sp.size,
         )  # fmt: skip
         shard = TokenShard(SequenceAttention(topology.sp, full=full, exchange=exchange), layout=topology.config.layout)
-        self.stack = TapStack(
-            blocks, self.adapter.modulated_input, self.adapter.take_tokens, shard, config, self.trace
-        )
+        self.stack = TapStack(blocks, self.adapter.modulated_input, self.adapter.take_tokens, shard, config, self.trace)
         self.guidance = GuidanceExchange(topology.cfg)
         self.processors = Processors(layers, self.adapter, shard.attention)
         self.takes_over = config.recompute.budget > 0 or not shard.is_whole

@@ -69,9 +69,7 @@ class TokenShard:
         own = everyone[edges[rank] : edges[rank + 1]] - bounds[rank]
         return Rows(counts, own, everyone)
 
-    def gather_tokens(
-        self, rows: Shaped[Tensor, "b n *rest"], *, what: str
-    ) -> Shaped[Tensor, "b tokens *rest"]:
+    def gather_tokens(self, rows: Shaped[Tensor, "b n *rest"], *, what: str) -> Shaped[Tensor, "b tokens *rest"]:
         """All ranks' tokens, in the order of the sequence.
 
         Raises:

@@ -1,9 +1,11 @@
 """P ranks make what one rank makes: latents, chosen predictors, recomputed tokens."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from ranks import run_ranks
-from wan_random import denoise, random_pipeline
+from wan_random import denoise, random_pipeline, random_transformer
 
 from tapvideo import ScheduleConfig, TapConfig, enable_tap
 from tapvideo.config import RecomputeConfig
@@ -19,7 +21,7 @@ def tap_config(**recompute):
     return TapConfig(schedule=schedule, recompute=RecomputeConfig(**recompute))
 
 
-def run(config, parallel=None, *, dtype=torch.float32, heads=4):
+def run(config, parallel=None, dtype=torch.float32, heads=4):
     """Final latents, and every forecast step's choices in the order of the sequence, on this rank."""
     topology = build_topology(parallel or ParallelConfig(), torch.device("cpu"))
     pipe = random_pipeline(num_attention_heads=heads, attention_head_dim=12)
@@ -35,8 +37,6 @@ def run(config, parallel=None, *, dtype=torch.float32, heads=4):
 
 SIZE = {"frames": 17, "size": 80, "width": 112}  # 5 x 5 x 7 = 175 tokens, which neither 2, 3 nor 4 divides
 RECOMPUTE = {"budget": 0.2, "threshold": 1e-4}
-
-
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +60,77 @@ def test_ranks_make_what_one_makes(one_rank, ranks, exchange):
     found = run_ranks(ranks, run, tap_config(**RECOMPUTE, exchange=exchange))
     assert_same(found, one_rank)
     assert all(torch.equal(latents, found[0][0]) for latents, _ in found)  # bit for bit across ranks
+
+
+def test_recompute_takes_part_in_these_runs(one_rank):
+    latents, choices = one_rank
+    assert {step for _, step in choices} == set(range(STEPS)) - set(FULL)
+    assert (latents - run(tap_config())[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("ranks", "exchange"), [(1, "auto"), (2, "ulysses"), (3, "allgather_q"), (3, "allgather_kv")])
+def test_recomputing_all_tokens_is_a_full_step(ranks, exchange):
+    full, _ = run(TapConfig(enabled=False))
+    found = run_ranks(ranks, run, tap_config(budget=1.0, exchange=exchange))
+    assert max((latents - full).abs().max() for latents, _ in found) <= 1e-5
+
+
+@pytest.mark.parametrize("layout", ["strided", "contiguous"])
+def test_layout_does_not_matter(one_rank, layout):
+    assert_same(run_ranks(2, run, tap_config(**RECOMPUTE), ParallelConfig(layout=layout)), one_rank)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"choice": "sample"}, {"probe": "block_output"}, {"proxy": "l2"}, {"enabled": False}]
+)
+def test_ranks_agree_under_every_way_of_choosing(changes):
+    config = replace(tap_config(), **changes)
+    assert_same(run_ranks(3, run, config), run(config))
+
+
+@pytest.mark.parametrize(("ranks", "parallel"), [(2, {"cfg": 2}), (4, {"cfg": 2, "sp": 2})])
+def test_guidance_halves_make_what_one_rank_makes(one_rank, ranks, parallel):
+    latents, choices = one_rank
+    for rank, (others, other_choices) in enumerate(
+        run_ranks(ranks, run, tap_config(**RECOMPUTE), ParallelConfig(**parallel))
+    ):
+        branch = "cond" if rank < ranks // 2 else "uncond"
+        assert (others - latents).abs().max() <= 1e-5
+        assert {key[0] for key in other_choices} == {branch}
+        assert all(torch.equal(choice, choices[key]) for key, choice in other_choices.items())
+
+
+def test_data_parallel_groups_do_not_talk(one_rank):
+    assert_same(run_ranks(4, run, tap_config(**RECOMPUTE), ParallelConfig(dp=2)), one_rank)
+
+
+def passes(exchange, dtype):
+    """Outputs of three full passes and two forecast ones with recomputed tokens, of a bare transformer."""
+    transformer = random_transformer(num_attention_heads=4, attention_head_dim=12).to(dtype)
+    config = tap_config(budget=0.25, exchange=exchange)
+    enable_tap(transformer, config, build_topology(ParallelConfig(), torch.device("cpu")))
+    generator = torch.Generator().manual_seed(3)
+    latents, drift = torch.randn(2, 2, 4, 5, 10, 14, generator=generator)
+    text = torch.randn(2, 6, 8, generator=generator).to(dtype)
+    outputs = []
+    for step in range(5):
+        with transformer.cache_context("cond", step_index=step, sigma=1 - step / 12, num_inference_steps=12):
+            timestep = torch.full((2,), 900 - 50 * step)
+            outputs.append(transformer((latents + 0.1 * step * drift).to(dtype), timestep, text, return_dict=False)[0])
+    return torch.stack(outputs).float()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "exchange"), [(2, "ulysses"), (4, "ulysses"), (3, "allgather_q"), (3, "allgather_kv")]
+)
+@torch.no_grad()
+def test_half_precision_differs_by_rounding_only(ranks, exchange):
+    expected = passes(exchange, torch.bfloat16)
+    two_units = expected.abs().max() * 2 * torch.finfo(torch.bfloat16).eps
+    found = run_ranks(ranks, without_grad, passes, exchange, torch.bfloat16)
+    assert all((outputs - expected).abs().max() <= two_units for outputs in found)
+
+
+def without_grad(function, *args):
+    with torch.no_grad():
+        return function(*args)
