@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from tapvideo.report.data import ChoiceMap, Clip, Report
+from tapvideo.report.page import render_page
 from tapvideo.report.palette import palette
 from tapvideo.report.view import clip_view, headlines, percent
 from tapvideo.video_io import atomic_write_text
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -38,23 +35,18 @@ def render_report(report: Report) -> str:
     if not report.clips:
         raise ValueError("a report needs at least one clip")
     colours = palette(_labels(report.clips))
-    # Prompts and paths are anybody's text: autoescape is on whatever the template is called, and `tojson` escapes "</".
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    environment.filters["percent"] = percent
     maps = [_maps(clip, list(colours)) for clip in report.clips]
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
+        styles=("base.css", "report.css"),
+        scripts=("player.js", "report.js"),
+        filters={"percent": percent},
         report=report,
         prompts=list(dict.fromkeys(clip.prompt for clip in report.clips)),
         headlines=headlines(report.clips),
         clips=[clip_view(clip, colours) for clip in report.clips],
         payload={"colours": list(colours.values()), "labels": list(colours), "maps": maps},
-        css=_own_file("report.css"),
-        js=_own_file("report.js"),
     )
-
-
-def _own_file(name: str) -> Markup:
-    return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 def _labels(clips: Sequence[Clip]) -> set[str]:

@@ -1,12 +1,12 @@
-"""Colours of predictors: hue is the order, lightness the distance."""
+"""Colours of predictors (hue is the order, lightness the distance) and of whatever else has kinds and shades."""
 
 import re
 from collections.abc import Iterable
 
 _LABEL = re.compile(r"order (\d+), k(?:-([\d.]+))?$")
 
-# Hue is the predictor's order, lightness its distance. Grey, blue, orange stay apart for every kind of colour vision.
-_RAMPS = (
+# From dark to light. Grey, blue, orange stay apart for every kind of colour vision.
+RAMPS = (
     ("#8b959c", "#c6cdd1"),
     ("#1160b0", "#a3cdf0"),
     ("#c2500a", "#fbcf9d"),
@@ -21,7 +21,7 @@ def palette(labels: Iterable[str]) -> dict[str, str]:
     for label in sorted(set(labels), key=_rank):
         families.setdefault(_rank(label)[0], []).append(label)
     return {
-        label: _mix(*_RAMPS[family % len(_RAMPS)], i / max(len(members) - 1, 1))
+        label: mix(*RAMPS[family % len(RAMPS)], i / max(len(members) - 1, 1))
         for family, members in families.items()
         for i, label in enumerate(members)
     }
@@ -33,6 +33,7 @@ def _rank(label: str) -> tuple[int, float, str]:
     return (int(found[1]), float(found[2] or 0), label) if found else (0, 0.0, label)
 
 
-def _mix(dark: str, light: str, share: float) -> str:
+def mix(dark: str, light: str, share: float) -> str:
+    """The colour at a share of the way from one `#rrggbb` to another."""
     channels = zip(bytes.fromhex(dark[1:]), bytes.fromhex(light[1:]), strict=True)
     return "#" + bytes(round(d + (b - d) * share) for d, b in channels).hex()

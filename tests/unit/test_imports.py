@@ -13,6 +13,7 @@ HOMES = {
     "omegaconf": ("config.py", "cli/"),
     "hydra": ("cli/",),
     "xfuser": ("parallel/",),
+    "matplotlib": ("report/",),
     "imageio_ffmpeg": ("video_io.py",),
 }
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

@@ -1,83 +1,19 @@
-"use strict";
 const payload = JSON.parse(document.getElementById("payload").textContent);
 const palette = payload.colours.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
-const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-
-const bytes = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
 
 async function inflate(base64) {
   const stream = new Blob([bytes(base64)]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-function whenSeen(element, action) {
-  new IntersectionObserver((entries, observer) => {
-    if (!entries.some((e) => e.isIntersecting)) return;
-    observer.disconnect();
-    action();
-  }, { rootMargin: "100px" }).observe(element);
-}
-
-/* Some browsers do not play data URIs: give them the same bytes as a blob. */
-function blobOnError(video) {
-  video.addEventListener("error", () => {
-    const [head, data] = video.src.split(",");
-    if (head.startsWith("data:")) video.src = URL.createObjectURL(new Blob([bytes(data)], { type: "video/mp4" }));
-  });
-}
-
-/* ---- players: one clock, one scrubber ---- */
-function setUpPlayer(root) {
+/* ---- players ---- */
+function setUpClipPlayer(root) {
   const videos = [...root.querySelectorAll("video")];
-  const clock = videos.at(-1);
-  const frames = Number(root.dataset.frames), fps = Number(root.dataset.fps);
-  const button = root.querySelector(".play"), scrub = root.querySelector(".scrub"), label = root.querySelector(".frame");
   const drawDifference = setUpDifference(root, videos);
-  let playing = false;
   videos.forEach((v) => { v.controls = false; blobOnError(v); });
-
-  const show = (frame) => {
-    scrub.value = frame;
-    scrub.setAttribute("aria-valuetext", `frame ${frame + 1} of ${frames}`);
-    label.textContent = `${frame + 1} / ${frames}`;
-  };
-  const seek = (frame) => videos.forEach((v) => { v.currentTime = (frame + 0.5) / fps; });
-  const follow = () => {
-    if (!playing) return;
-    show(Math.min(frames - 1, Math.floor(clock.currentTime * fps + 0.01)));
-    for (const v of videos) if (v !== clock && !v.ended && Math.abs(v.currentTime - clock.currentTime) > 0.7 / fps) v.currentTime = clock.currentTime;
-    drawDifference();
-    requestAnimationFrame(follow);
-  };
-  const pause = () => {
-    playing = false;
-    button.textContent = "Play";
-    videos.forEach((v) => v.pause());
-    seek(Number(scrub.value));
-  };
-  const start = () => Promise.all(videos.map((v) => v.play()));
-  const play = async () => {
-    playing = true;
-    button.textContent = "Pause";
-    try {
-      await start();
-      follow();
-    } catch { pause(); } /* the browser allows no playback, or the reader paused first */
-  };
-  clock.addEventListener("ended", () => {
-    if (!playing) return;
-    videos.forEach((v) => { v.currentTime = 0; });
-    start().catch(pause);
-  });
-  button.addEventListener("click", () => (playing ? pause() : play()));
-  scrub.addEventListener("input", () => {
-    const frame = Number(scrub.value);
-    if (playing) pause();
-    seek(frame);
-    show(frame);
-  });
-  videos.forEach((v) => v.addEventListener("seeked", drawDifference));
-  if (!calm) whenSeen(root, play);
+  const player = synchronise(root, drawDifference);
+  player.load(videos, Number(root.dataset.frames), Number(root.dataset.fps));
+  if (!calm) whenSeen(root, player.play);
 }
 
 function setUpDifference(root, videos) {
@@ -238,7 +174,7 @@ for (const clip of document.querySelectorAll(".clip")) {
   const player = clip.querySelector(".player"), steps = clip.querySelector(".steps"), maps = clip.querySelector(".maps");
   let chooseMap = () => {};
   const mark = steps ? setUpTimeline(steps, (step) => { mark(step); chooseMap(step); }) : () => {};
-  setUpPlayer(player);
+  setUpClipPlayer(player);
   if (maps) whenSeen(maps, async () => {
     chooseMap = await setUpMaps(clip.querySelector(".predictors"), payload.maps[clip.dataset.clip], [...player.querySelectorAll("video")].at(-1), player, mark);
   });

@@ -1,0 +1,179 @@
+"""The table of a comparison: its columns, its rows, and what of it failed or was not run."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tapvideo.compare.results import ClipResult, Comparison, MethodSummary
+from tapvideo.report.compare_answer import over_budget
+from tapvideo.report.compare_methods import Method
+from tapvideo.report.compare_metrics import Metric, budget_text, number
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column; `descending` is the way that a first click sorts."""
+
+    key: str
+    label: str
+    unit: str
+    hint: str
+    descending: bool
+    best: bool = False
+    """The metric that methods are ranked by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell: its text, a second small line, and what it is sorted by; None sorts last."""
+
+    text: str
+    sort: float | str | None
+    small: str = ""
+    bar: tuple[float, float, float] | None = None
+    """Low, mean and high as shares of the column's range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row; `method` is the index among the page's methods."""
+
+    method: int
+    label: str
+    budget: float | None
+    note: str
+    flag: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something that has no figures, and why; the same reason is said once."""
+
+    subject: str
+    where: list[str]
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Troubles:
+    """All that is missing from a comparison."""
+
+    not_run: list[Trouble] = field(default_factory=list[Trouble])
+    failed: list[Trouble] = field(default_factory=list[Trouble])
+    not_computed: list[Trouble] = field(default_factory=list[Trouble])
+
+
+def columns(metrics: list[Metric], best: Metric | None) -> list[Column]:
+    """The columns after the method's name."""
+    start = [
+        Column("budget", "Budget", "", "asked acceleration: steps over full-pass equivalents", False),
+        Column("passes", "Full passes", "", "full-pass equivalents per guidance branch, by FLOPs", False),
+        Column("speedup", "Speedup", "", "denoising seconds, un-accelerated over accelerated", True),
+    ]
+    arrows = {"higher": "higher is better", "lower": "lower is better", "zero": "nearer zero is better", None: ""}
+    middle = []
+    for m in metrics:
+        middle.append(Column(m.key, m.label, m.unit, arrows[m.better], m.better in ("higher", None), m is best))
+        if m is best:
+            middle.append(Column("worst", f"Worst {m.label}", m.unit, "the worst clip", m.better == "higher"))
+    return [*start, *middle, Column("clips", "Clips", "", "clips measured", True)]
+
+
+def rows(comparison: Comparison, methods: list[Method], metrics: list[Metric], best: Metric | None) -> list[Row]:
+    """Every row of the table: references first, then budget by budget, the best first."""
+    index = {m.key: i for i, m in enumerate(methods)}
+    spans = {m.key: _span(comparison.table, m) for m in metrics if m is best}
+
+    def rank(row: MethodSummary) -> tuple[float, float]:
+        value = row.mean.get(best.key) if best else None
+        poor = value is None or math.isnan(value)
+        return row.budget or 0.0, math.inf if poor or best is None or value is None else -best.goodness(value)
+
+    return [
+        Row(
+            method=index[row.method],
+            label=row.label,
+            budget=row.budget,
+            note=row.note,
+            flag="over budget" if over_budget(comparison, row) else "",
+            cells=_cells(row, metrics, best, spans),
+        )
+        for row in sorted(comparison.table, key=rank)
+    ]
+
+
+def _cells(
+    row: MethodSummary, metrics: list[Metric], best: Metric | None, spans: dict[str, tuple[float, float] | None]
+) -> list[Cell]:
+    speedup = Cell(f"{row.speedup:.2f}\u00d7" if row.speedup is not None else "\u2013", row.speedup)
+    passes = Cell(number(row.full_passes, 1), row.full_passes)
+    cells = [Cell(budget_text(row.budget), row.budget), passes, speedup]
+    for m in metrics:
+        value, low, high = row.mean.get(m.key), row.low.get(m.key), row.high.get(m.key)
+        small = f"{m.text(low)} to {m.text(high)}" if low is not None and high is not None else ""
+        cells.append(Cell(m.text(value), _sortable(value), small, _bar(spans.get(m.key), low, value, high)))
+        if m is best:
+            worst = row.worst.get(m.key)
+            cells.append(Cell(m.text(worst), _sortable(worst)))
+    failed = f"{row.num_failed} failed" if row.num_failed else ""
+    return [*cells, Cell(str(row.num_clips), row.num_clips, failed)]
+
+
+def _sortable(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
+
+
+def _span(table: list[MethodSummary], metric: Metric) -> tuple[float, float] | None:
+    """The range of a metric and its intervals over all rows."""
+    values = [part.get(metric.key) for row in table for part in (row.low, row.mean, row.high)]
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    return (min(finite), max(finite)) if finite and min(finite) < max(finite) else None
+
+
+def _bar(
+    span: tuple[float, float] | None, low: float | None, mean: float | None, high: float | None
+) -> tuple[float, float, float] | None:
+    if span is None or mean is None or not math.isfinite(mean):
+        return None
+    ends = [v if v is not None and math.isfinite(v) else mean for v in (low, mean, high)]
+    first, middle, last = ((v - span[0]) / (span[1] - span[0]) for v in ends)
+    return first, middle, last
+
+
+def troubles(comparison: Comparison, methods: list[Method], metrics: dict[str, Metric]) -> Troubles:
+    """What failed, was not run or was not computed."""
+    labels = {m.key: m.label for m in methods}
+    unaccelerated = next((m.key for m in methods if m.is_reference), None)
+    not_run = [(labels[c.method], budget_text(c.budget), c.note) for c in comparison.clips if c.status == "not_run"]
+    has_clips = {(c.method, c.budget) for c in comparison.clips}
+    not_run += [  # a method may have a row that says why it has no clips
+        (row.label, budget_text(row.budget), row.note)
+        for row in comparison.table
+        if not row.num_clips and row.note and (row.method, row.budget) not in has_clips
+    ]
+    failed = [
+        (labels[c.method], _clip_name(c), c.note or f"status {c.status!r}")
+        for c in comparison.clips
+        if c.status not in ("ok", "not_run")
+    ]
+    missing = [
+        (metrics[key].label if key in metrics else key, "", why)
+        for c in comparison.clips
+        if c.method != unaccelerated  # to itself, it has no distance
+        for key, why in c.not_computed.items()
+    ]
+    return Troubles(_grouped(not_run), _grouped(failed), _grouped(missing))
+
+
+def _clip_name(clip: ClipResult) -> str:
+    return f"{budget_text(clip.budget)}, seed {clip.seed}: {clip.prompt}"
+
+
+def _grouped(found: Iterable[tuple[str, str, str]]) -> list[Trouble]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for subject, where, note in found:
+        places = groups.setdefault((subject, note), [])
+        if where and where not in places:
+            places.append(where)
+    return [Trouble(subject, places, note or "no reason was given") for (subject, note), places in groups.items()]
