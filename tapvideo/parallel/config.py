@@ -23,11 +23,14 @@ class ParallelConfig:
     layout: str = "diagonal"
     """Which rank holds which tokens: `diagonal` and `strided` balance what is recomputed, `contiguous` does not."""
     attention: str = "auto"
-    """Of full steps: `ulysses` (ranks must divide the heads), `allgather_kv`; `auto` takes ulysses where it can."""
+    """Of full steps: `ulysses` (ranks must divide the heads), `allgather_kv`, `usp` (xfuser's, even shards, with
+    `groups=xfuser`); `auto` takes ulysses where it can."""
+    ring: int = 1
+    """Of `sp` ranks in `usp`, how many pass keys and values round a ring; the others trade heads."""
     groups: str = "mesh"
     """Who makes the process groups: torch's DeviceMesh (`mesh`) or `xfuser` (extra, NVIDIA GPUs)."""
     vae: str = "auto"
-    """Who decodes: `rank0` of each clip's group, `all` alike, `distvae` together (extra); `auto` is distvae if it can."""
+    """Who decodes: `rank0` of a clip's group, `all` alike, `distvae` together (extra); `auto` is distvae if it can."""
     timeout: float = 300.0
     """Seconds after which a rank that does not answer is taken for lost."""
 
@@ -35,11 +38,20 @@ class ParallelConfig:
         """Check every value."""
         at_least("parallel.dp", self.dp, 1)
         if self.cfg not in (1, 2):
-            raise ConfigError(f"parallel.cfg={self.cfg!r} is not possible: there are two guidance branches; allowed: 1, 2")
+            raise ConfigError(
+                f"parallel.cfg={self.cfg!r} is not possible: there are two guidance branches; allowed: 1, 2"
+            )
         if self.sp is not None:
             at_least("parallel.sp", self.sp, 1)
         at_least("parallel.timeout", self.timeout, 1)
         one_of("parallel.layout", self.layout, LAYOUTS)
-        one_of("parallel.attention", self.attention, ("auto", *ATTENTIONS))
+        at_least("parallel.ring", self.ring, 1)
+        one_of("parallel.attention", self.attention, ("auto", *ATTENTIONS, "usp"))
         one_of("parallel.groups", self.groups, GROUPS)
+        if self.attention == "usp" and self.groups != "xfuser":
+            raise ConfigError(f"parallel.attention='usp' is xfuser's; parallel.groups={self.groups!r}, allowed: xfuser")
+        if self.ring > 1 and self.attention != "usp":
+            raise ConfigError(
+                f"parallel.ring={self.ring} is of usp alone; parallel.attention={self.attention!r} allows: 1"
+            )
         one_of("parallel.vae", self.vae, VAES)

@@ -1,7 +1,6 @@
 """The mesh of ranks: data (prompts) x guidance branches x sequence."""
 
 import math
-import os
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -28,6 +27,8 @@ class Topology:
     """Ranks that run the guidance branches of one clip."""
     sp: Comm
     """Ranks that share the tokens of one branch."""
+    clip: Comm
+    """Ranks that make one clip: all of `cfg` and `sp`."""
     world: Comm
     ledger: Ledger = field(default_factory=Ledger)
     """What this rank received, over all axes."""
@@ -40,7 +41,7 @@ class Topology:
     @property
     def is_alone(self) -> bool:
         """Whether one rank makes each clip."""
-        return self.cfg.size == 1 and self.sp.size == 1
+        return self.clip.size == 1
 
     def __str__(self) -> str:
         """E.g. ``dp 1 x cfg 2 x sp 4``."""
@@ -51,7 +52,7 @@ def alone() -> Topology:
     """One rank that does everything, without `torch.distributed`."""
     ledger = Ledger()
     one = Comm(ledger=ledger)
-    return Topology(ParallelConfig(), one, one, one, one, ledger)
+    return Topology(ParallelConfig(), one, one, one, one, one, ledger)
 
 
 def mesh_sizes(config: ParallelConfig, world: int) -> tuple[int, int, int]:
@@ -90,31 +91,29 @@ def build_topology(config: ParallelConfig, device: torch.device) -> Topology:
     if config.groups == "xfuser":
         from tapvideo.parallel.xfuser_groups import xfuser_groups
 
-        groups = xfuser_groups(sizes)
+        groups = xfuser_groups(sizes, ring=config.ring)
     else:
         mesh = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
         groups = {name: mesh.get_group(name) for name in AXES}
-    dp, cfg, sp = (
-        Comm(groups[name] if size > 1 else None, ledger) for name, size in zip(AXES, sizes, strict=True)
-    )
-    return Topology(config, dp, cfg, sp, Comm(dist.group.WORLD, ledger), ledger)
+    dp, cfg, sp = (Comm(groups[name] if size > 1 else None, ledger) for name, size in zip(AXES, sizes, strict=True))
+    world = Comm(dist.group.WORLD, ledger)
+    clip = _clip_comm(dp, cfg, sp, world, timedelta(seconds=config.timeout))
+    return Topology(config, dp, cfg, sp, clip, world, ledger)
 
 
-def start_ranks(config: ParallelConfig, device: torch.device) -> dist.Store | None:
-    """Join the other processes of a `torchrun` or `srun`; None where this is the only one.
-
-    Returns:
-        The store they share.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None
-    timeout = timedelta(seconds=config.timeout)
-    store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
-    return dist.PrefixStore("tapvideo", store)
+def _clip_comm(dp: Comm, cfg: Comm, sp: Comm, world: Comm, timeout: timedelta) -> Comm:
+    """The ranks of one clip; a group of its own only where no axis has just these."""
+    if cfg.size == 1:
+        return sp
+    if sp.size == 1:
+        return cfg
+    if dp.size == 1:
+        return world
+    each = cfg.size * sp.size  # dp is the outer axis, so that they are neighbours
+    ranks = [list(range(first, first + each)) for first in range(0, world.size, each)]
+    group, _ = dist.new_subgroups_by_enumeration(ranks, timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)  # every rank is in one
+    return Comm(group, world.ledger)
 
 
 def _divisors(number: int) -> str:
