@@ -70,7 +70,7 @@ class RecomputeConfig:
     threshold: float = 0.0
     """Proxy error from which a token is stale; 0 spends the whole budget on every forecast step."""
     exchange: str = "auto"
-    """What ranks tell each other: `ulysses` (fewest bytes), `allgather_q`, `allgather_kv`; `auto` takes the first it can."""
+    """What ranks tell each other: `ulysses` (fewest bytes), `allgather_q`, `allgather_kv`; `auto`: the first it can."""
     kv_dtype: str = "model"
     """Of the keys and values that layers keep: `model`, or `fp8` (e4m3 with a scale per token and head)."""
     kv_layers: list[int] = field(default_factory=list)
@@ -155,6 +155,13 @@ class TapConfig(ForecastConfig):
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Which steps are full."""
+
+    @property
+    def needs_probe(self) -> bool:
+        """Whether there is something to choose, or to find stale: with one candidate no probe is computed or kept."""
+        one_order = len(self.orders) == 1 and self.lookback < self.spacing
+        chooses = self.family != "reuse" and max(self.orders) > 0 and not one_order
+        return chooses or self.recompute.budget > 0
 
 
 @dataclass(kw_only=True)

@@ -27,10 +27,10 @@ class TapSummary:
     """Seconds of forecasts, and of probes and history on full steps, over all branches."""
     state_bytes: int
     """Bytes of anchors on this rank, over all branches."""
-    kv_bytes: int
-    """Bytes of kept keys and values on this rank, over all branches."""
     shares: dict[int, dict[str, float]]
     """Share of tokens per predictor, by forecast step."""
+    kv_bytes: int = 0
+    """Bytes of kept keys and values on this rank, over all branches."""
 
     def __str__(self) -> str:
         """A few lines for people."""

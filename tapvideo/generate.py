@@ -3,19 +3,23 @@
 from dataclasses import replace
 from pathlib import Path
 
-from tapvideo.config import ConfigError, GenerateConfig, ScheduleConfig
+from tapvideo.config import ConfigError, GenerateConfig, RecomputeConfig, ScheduleConfig
 from tapvideo.console import Console, rank
 from tapvideo.enable import TapSummary
+from tapvideo.memory import check_room, kept_on_this_rank
 from tapvideo.outputs import Made, describe, describe_mean, mean_comparison, report_clip, report_of, write_clip
+from tapvideo.parallel.launch import check_same_latents, joined
+from tapvideo.parallel.topology import AXES, Topology
 from tapvideo.pipeline import (
     WanPipeline,
     accelerated,
     hide_loading_bars,
+    latent_size,
     load_pipeline,
     noise_levels,
     resolve_device,
 )
-from tapvideo.record import new_record
+from tapvideo.record import messages, new_record, package_versions
 from tapvideo.report import write_report
 from tapvideo.report.data import steps_and_maps
 from tapvideo.run_folder import Job, list_jobs, read_prompts, run_folder
@@ -27,7 +31,7 @@ from tapvideo.stack import make_plan
 def run(config: GenerateConfig, *, command: str = "") -> Path:
     """Make every clip of a config, with its record and report.
 
-    Every rank computes; rank 0 writes and prints.
+    Under `torchrun` the ranks share the work as `config.parallel` says; rank 0 keeps the record and prints.
 
     Args:
         config: what to make.
@@ -39,6 +43,7 @@ def run(config: GenerateConfig, *, command: str = "") -> Path:
     Raises:
         ConfigError: if the config asks for what is not possible here.
         RunFailed: if latents turn to NaN, or a run that planned forecast steps made none.
+        RankFailed: among several ranks, for all of this on the first one that it happens to; `Hushed` on the others.
     """
     prompts = read_prompts(config)
     plan = plan_steps(config)
@@ -47,27 +52,88 @@ def run(config: GenerateConfig, *, command: str = "") -> Path:
     if config.dry_run:
         print_plan(config, plan)
         return folder
+    facts = {**config.as_dict(), "prompts": prompts, "versions": package_versions()}
+    with joined(config.parallel, resolve_device(config), facts) as topology:
+        make_all(config, prompts, plan, folder, topology, console, command)
+    return folder
+
+
+def make_all(
+    config: GenerateConfig,
+    prompts: list[str],
+    plan: Plan,
+    folder: Path,
+    topology: Topology,
+    console: Console,
+    command: str,
+) -> None:
+    """Load the pipeline and make every clip that falls to this rank's group; rank 0 keeps the record of all."""
     hide_loading_bars(downloads=not console.loud)
     console.say(f"loading {config.model.weights}")
     pipe = load_pipeline(config)
+    check_branches(config, topology)
     console.say(f"{config.tap.name}: {plan_summary(plan)}\n{strip(plan)}")
+    if not topology.is_alone or topology.dp.size > 1:
+        console.say(f"ranks: {topology}")
+    console.say(check_memory(pipe, config, topology))
     if _compares(config):
-        warm_up(pipe, config)
+        warm_up(pipe, config, topology)
     record, clips = new_record(config, command, resolve_device(config), strip(plan)), []
-    for job in list_jobs(config, prompts):
-        made = make_clip(pipe, config, job, plan, console)
+    record.mesh = {name: getattr(topology, name).size for name in AXES}
+    jobs = list_jobs(config, prompts)
+    for start in range(0, len(jobs), topology.dp.size):
+        own = start + topology.dp.rank
+        made = make_clip(pipe, config, jobs[own], plan, console, topology) if own < len(jobs) else None
+        if not topology.is_writer:
+            continue
+        written = write_clip(folder, jobs[own], made, config) if made else None
+        shown = report_clip(folder, written, made) if written and made else None
+        for clip, view in topology.dp.exchange_objects((written, shown)):
+            if clip and view and rank() == 0:
+                record.clips.append(clip)
+                clips.append(view)
+                console.say(describe(clip))
         if rank() == 0:
-            record.clips.append(write_clip(folder, job, made, config))
             record.mean = mean_comparison(record.clips)
-            clips.append(report_clip(folder, record.clips[-1], made))
-            record.save(folder / "run.json")  # after every clip: an interrupted run keeps what it has
-            console.say(describe(record.clips[-1]))
+            record.save(folder / "run.json")  # after every round: an interrupted run keeps what it has
     if rank() == 0:
+        record.messages = messages(topology.ledger)
+        record.save(folder / "run.json")
         if record.mean and record.mean.num_clips > 1:
             console.say(describe_mean(record.mean))
         write_report(folder / "report.html", report_of(record, config, clips))
         console.say(str(folder / "report.html"))
-    return folder
+
+
+def check_branches(config: GenerateConfig, topology: Topology) -> None:
+    """Refuse to split guidance that is not there.
+
+    Raises:
+        ConfigError: if the run has one branch and two halves of ranks.
+    """
+    if topology.cfg.size > 1 and config.guidance <= 1:
+        raise ConfigError(
+            f"parallel.cfg={topology.cfg.size} splits guidance, and guidance={config.guidance:g} has one branch only; "
+            "allowed: guidance above 1, or parallel.cfg=1"
+        )
+
+
+def check_memory(pipe: WanPipeline, config: GenerateConfig, topology: Topology) -> str:
+    """What this rank will keep between steps, in words.
+
+    Raises:
+        ConfigError: if kept keys and values will not fit.
+    """
+    kept = kept_on_this_rank(
+        pipe.transformer,
+        config.tap_config,
+        topology,
+        latent_size=latent_size(pipe, config),
+        num_steps=config.steps,
+        branches=2 if config.guidance > 1 else 1,
+    )
+    check_room(kept, config.tap_config, resolve_device(config))
+    return f"kept between steps, per rank: {kept}"
 
 
 def plan_steps(config: GenerateConfig) -> Plan:
@@ -100,36 +166,50 @@ def print_plan(config: GenerateConfig, plan: Plan) -> None:
         print(f"not accelerated: steps={config.steps} is less than schedule.min_steps={config.schedule.min_steps}")
 
 
-def warm_up(pipe: WanPipeline, config: GenerateConfig) -> None:
+def warm_up(pipe: WanPipeline, config: GenerateConfig, topology: Topology) -> None:
     """A few steps of both kinds at full size, so that neither side of a comparison pays for first calls."""
     anchors = config.tap.anchors
     schedule = ScheduleConfig(kind="explicit", steps=list(range(anchors)), warmup=1, min_steps=0)
     short = replace(config, steps=anchors + 1, schedule=schedule)
-    with accelerated(pipe, short):
-        sample(pipe, short, prompt="", seed=0, on_step=lambda step: None)
+    with accelerated(pipe, short, topology):
+        sample(pipe, short, prompt="", seed=0, on_step=lambda step: None, decode=topology.is_writer)
 
 
-def make_clip(pipe: WanPipeline, config: GenerateConfig, job: Job, plan: Plan, console: Console) -> Made:
-    """One clip, and its baseline before it where they are compared.
+def make_clip(
+    pipe: WanPipeline, config: GenerateConfig, job: Job, plan: Plan, console: Console, topology: Topology
+) -> Made:
+    """One clip, and its baseline before it where they are compared; every rank of a group makes it, its writer decodes.
 
     Raises:
         RunFailed: if latents turn to NaN, or forecast steps were planned and none was made.
+        PeerLost: if another rank does not answer, or has come to other latents.
     """
     console.say(f"\n{job.prompt}, seed {job.seed}")
 
     def make(label: str, kinds: Plan) -> Sample:
         with console.step_bar(label, kinds) as on_step:
-            return sample(pipe, config, job.prompt, job.seed, on_step)
+            made = sample(pipe, config, job.prompt, job.seed, on_step, decode=topology.is_writer)
+        check_same_latents(topology, made.latents)
+        return made
 
-    baseline = make("baseline", full_plan(config.steps)) if _compares(config) else None
-    if not config.tap.enabled:
-        return Made(make("plain", plan), baseline, summary=None, steps=[], maps=[])
-    with accelerated(pipe, config) as tap:
-        made = make(config.tap.name, plan)
+    baseline = None
+    if _compares(config):
+        with accelerated(pipe, unaccelerated(config), topology):
+            baseline = make("baseline", full_plan(config.steps))
+    with accelerated(pipe, config, topology) as tap:
+        made = make(config.tap.name if config.tap.enabled else "plain", plan)
+        if tap is None or not config.tap.enabled:
+            return Made(made, baseline, summary=None, steps=[], maps=[])
+        tap.gather_trace()
         summary = tap.summary()
         steps, maps = steps_and_maps(tap.trace)
     check_forecasts(plan, summary)
     return Made(made, baseline, summary, steps, maps)
+
+
+def unaccelerated(config: GenerateConfig) -> GenerateConfig:
+    """The same run with every step full."""
+    return replace(config, tap=replace(config.tap, enabled=False, recompute=RecomputeConfig()))
 
 
 def check_forecasts(plan: Plan, summary: TapSummary) -> None:

@@ -12,6 +12,8 @@ from transformers.utils import logging as transformers_logging
 
 from tapvideo.config import ConfigError, GenerateConfig
 from tapvideo.enable import Tap, enable_tap
+from tapvideo.parallel.launch import world_size
+from tapvideo.parallel.topology import Topology, alone
 from tapvideo.weights import check_sizes, find_configs, find_weights, pipeline_class_name
 
 PIPELINES = {"WanPipeline": WanPipeline}
@@ -46,9 +48,13 @@ def resolve_device(config: GenerateConfig) -> torch.device:
     Raises:
         ConfigError: if there is no such device, or the config asks to offload from a CPU.
     """
-    name = config.device
+    name, own = config.device, f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        name = own if torch.cuda.is_available() else "cpu"
+    elif name == "cuda":
+        name = own
+    elif name.startswith("cuda:") and name != own and world_size() > 1:
+        raise ConfigError(f"device={name!r} on several ranks, each of which has its own GPU; allowed: auto, cpu, cuda")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -106,17 +112,25 @@ def load_pipeline(config: GenerateConfig) -> WanPipeline:
 
 
 @contextmanager
-def accelerated(pipe: WanPipeline, config: GenerateConfig) -> Iterator[Tap]:
-    """The pipeline with TAP on, for the length of a block.
+def accelerated(pipe: WanPipeline, config: GenerateConfig, topology: Topology | None = None) -> Iterator[Tap | None]:
+    """The pipeline with TAP on, for the length of a block; shared by the ranks of `topology`.
+
+    Plain diffusers, and None, where TAP is off and one rank does everything.
 
     Raises:
         ConfigError: if TAP does not support the model.
     """
+    topology = topology or alone()
+    if not config.tap.enabled and topology.is_alone:
+        yield None
+        return
     offloads = config.offload == "model"
     if offloads:  # accelerate's hooks go over ours: its clean-up after each run takes off what came later
         pipe.remove_all_hooks()
     try:
-        tap = enable_tap(pipe, config.tap_config)
+        tap = enable_tap(pipe, config.tap_config, topology)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"tap={config.tap.name}: {error}") from error
     try:
@@ -125,6 +139,12 @@ def accelerated(pipe: WanPipeline, config: GenerateConfig) -> Iterator[Tap]:
         yield tap
     finally:
         tap.disable()
+
+
+def latent_size(pipe: WanPipeline, config: GenerateConfig) -> tuple[int, int, int]:
+    """Frames, rows and columns of a clip's latents."""
+    space, time = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
+    return (config.num_frames - 1) // time + 1, config.height // space, config.width // space
 
 
 def hide_loading_bars(*, downloads: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tapvideo.config import GenerateConfig
+from tapvideo.parallel.ledger import Ledger
 from tapvideo.video_io import atomic_write_text
 
 _PACKAGES = ("tapvideo", "torch", "diffusers", "transformers", "accelerate")
@@ -74,6 +75,14 @@ class MeanComparison:
 
 
 @dataclass(kw_only=True)
+class Messages:
+    """What one rank received from others."""
+
+    bytes: int
+    calls: int
+
+
+@dataclass(kw_only=True)
 class RunRecord:
     """One run."""
 
@@ -86,10 +95,22 @@ class RunRecord:
     clips: list[ClipRecord] = field(default_factory=list)
     mean: MeanComparison | None = None
     """None where nothing was compared."""
+    mesh: dict[str, int] = field(default_factory=lambda: {"dp": 1, "cfg": 1, "sp": 1})
+    """Ranks on every axis."""
+    messages: dict[str, dict[str, Messages]] = field(default_factory=dict)
+    """What rank 0 received from other ranks, by kind of step and of message."""
 
     def save(self, path: Path) -> None:
         """Write the record, whole or not at all."""
         atomic_write_text(path, json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def messages(ledger: Ledger) -> dict[str, dict[str, Messages]]:
+    """A ledger for the record; empty where one rank did everything."""
+    return {
+        kind: {what: Messages(bytes=tally.bytes, calls=tally.calls) for what, tally in found.items()}
+        for kind, found in ledger.by_kind().items()
+    }
 
 
 def new_record(config: GenerateConfig, command: str, device: torch.device, plan: str) -> RunRecord:

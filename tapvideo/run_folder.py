@@ -9,7 +9,8 @@ from pathlib import Path
 from tapvideo.config import ConfigError, GenerateConfig
 
 _SLUG_LENGTH = 48
-_NOT_IN_THE_NAME = ("output_dir", "verbose", "dry_run", "prompt", "prompt_file")  # prompts count by their text
+# Prompts count by their text, and ranks make the same video, however many they are.
+_NOT_IN_THE_NAME = ("output_dir", "verbose", "dry_run", "prompt", "prompt_file", "parallel")
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,9 @@ class Sample:
     """A clip, and what it took."""
 
     frames: Float[Tensor, "frames height width 3"]
-    """Values in [0, 1], on the host."""
+    """Values in [0, 1], on the host; none on a rank that does not decode."""
+    latents: Float[Tensor, "b c t h w"]
+    """Where the denoising loop ended, on its device."""
     seconds: StageSeconds
 
 
@@ -72,22 +74,31 @@ class _Clock:
 
 
 def sample(
-    pipe: VideoPipeline, config: GenerateConfig, prompt: str, seed: int, on_step: Callable[[int], None]
+    pipe: VideoPipeline,
+    config: GenerateConfig,
+    prompt: str,
+    seed: int,
+    on_step: Callable[[int], None],
+    *,
+    decode: bool = True,
 ) -> Sample:
     """Run the plain pipeline once; `on_step` is told the index of every step that is done.
 
-    The pipeline's own call makes the frames, so they are bit for bit what it makes without tapvideo.
+    The pipeline's own call makes the frames, so they are bit for bit what it makes without tapvideo. With `decode` off
+    another rank makes them, from the same latents.
 
     Raises:
         RunFailed: if the latents or the frames are NaN or infinite.
     """
     device = next(p.device for m in pipe.components.values() if isinstance(m, nn.Module) for p in m.parameters())
+    last: list[Tensor] = []
     clock = _Clock(lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None)
 
     def end_step(_pipe: Any, step: int, _timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         check_finite(tensors["latents"], step, config.steps)
         on_step(step)
         if step == config.steps - 1:
+            last.append(tensors["latents"])
             clock.mark("vae")
         return {}
 
@@ -95,15 +106,18 @@ def sample(
     hooks = [m.register_forward_pre_hook(lambda *_: clock.mark_first("denoise")) for m in transformers]
     try:
         clock.mark("begin")
-        video = pipe(**call_arguments(config, prompt, seed), output_type="pt", callback_on_step_end=end_step).frames
-        frames = video[0].permute(0, 2, 3, 1).float().cpu()
+        kind = "pt" if decode else "latent"
+        video = pipe(**call_arguments(config, prompt, seed), output_type=kind, callback_on_step_end=end_step).frames
+        frames = (
+            video[0].permute(0, 2, 3, 1).float().cpu() if decode else torch.empty(0, config.height, config.width, 3)
+        )
         clock.mark("end")
     finally:
         for hook in hooks:
             hook.remove()
     if not torch.isfinite(frames).all():
         raise RunFailed(f"the VAE made NaN or infinite frames from finite latents (seed {seed}); try dtype=float32")
-    return Sample(frames, clock.seconds())
+    return Sample(frames, last[0], clock.seconds())
 
 
 def call_arguments(config: GenerateConfig, prompt: str, seed: int) -> dict[str, Any]:

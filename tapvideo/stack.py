@@ -81,9 +81,8 @@ class TapStack(nn.Module):
             )
         layers = config.recompute.kv_layers
         if layers and max(layers) >= len(blocks):
-            raise ConfigError(
-                f"tap.recompute.kv_layers={layers} of a model with {len(blocks)} blocks; allowed: 0 to {len(blocks) - 1}"
-            )
+            most = len(blocks) - 1
+            raise ConfigError(f"tap.recompute.kv_layers={layers} of {most + 1} blocks; allowed: 0 to {most}")
         self.blocks = tuple(blocks)
         self.modulated_input = modulated_input
         self.take_tokens = take_tokens
@@ -99,10 +98,7 @@ class TapStack(nn.Module):
         self.keep = KeepOptions(
             config.recompute.kv_dtype, frozenset(layers) if layers else None, config.recompute.kv_offload
         )
-        # One candidate leaves nothing to choose: no probe is computed or kept, unless it is to say what is stale.
-        self._needs_probe = config.family != "reuse" and max(config.orders) > 0
-        self._needs_probe &= len(config.orders) > 1 or config.lookback >= config.spacing
-        self._needs_probe |= config.recompute.budget > 0
+        self._needs_probe = config.needs_probe
 
     def plan(self, num_steps: int) -> Plan:
         """The kinds of all steps of a run."""

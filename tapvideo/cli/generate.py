@@ -4,6 +4,7 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 from types import FrameType
 
 import hydra
@@ -13,6 +14,8 @@ from omegaconf import DictConfig
 from tapvideo.config import ConfigError, GenerateConfig, config_dir
 from tapvideo.console import rank
 from tapvideo.generate import run
+from tapvideo.parallel.comm import PeerLost
+from tapvideo.parallel.launch import Hushed, RankFailed
 from tapvideo.sample import RunFailed
 
 _TEXT_KEYS = ("prompt", "negative_prompt")
@@ -50,16 +53,26 @@ def _app(raw: DictConfig) -> None:
     try:
         overrides = HydraConfig.get().overrides.task
         run(GenerateConfig.from_hydra(raw), command=shlex.join(["tapvideo-generate", *overrides]))
-    except ConfigError as error:
+    except (ConfigError, RunFailed) as error:
         _complain(str(error))
-        sys.exit(EXIT_CONFIG)
-    except RunFailed as error:
-        _complain(str(error))
+        sys.exit(exit_code(error))
+    except RankFailed as failed:
+        if not isinstance(failed.error, ConfigError | RunFailed | PeerLost):
+            traceback.print_exception(failed.error)  # not foreseen: whoever mends it wants to know where
+        _complain(str(failed), rank_=failed.rank)
+        sys.exit(exit_code(failed.error))
+    except Hushed:
         sys.exit(EXIT_RUN)
 
 
-def _complain(text: str) -> None:
-    if rank() == 0:
+def exit_code(error: Exception) -> int:
+    """2 for what is wrong with the configuration, 1 for what went wrong in the run."""
+    return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_RUN
+
+
+def _complain(text: str, *, rank_: int = 0) -> None:
+    """In one line, from rank 0, or from the one rank that failed first."""
+    if rank() == rank_:
         print(f"tapvideo-generate: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
 
 

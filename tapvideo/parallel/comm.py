@@ -29,8 +29,8 @@ class Comm:
         self.ledger = ledger or Ledger()
 
     def all_to_all(
-        self, rows: Shaped[Tensor, "sent *row"], *, send: Sequence[int], receive: Sequence[int], what: str
-    ) -> Shaped[Tensor, "received *row"]:
+        self, rows: Shaped[Tensor, " sent *row"], *, send: Sequence[int], receive: Sequence[int], what: str
+    ) -> Shaped[Tensor, " received *row"]:
         """Rows for rank 0, rank 1, .. (`send` each) in, rows from rank 0, rank 1, .. (`receive` each) out.
 
         Raises:
@@ -44,8 +44,8 @@ class Comm:
         return out
 
     def all_gather(
-        self, rows: Shaped[Tensor, "own *row"], counts: Sequence[int], *, what: str
-    ) -> Shaped[Tensor, "all *row"]:
+        self, rows: Shaped[Tensor, " own *row"], counts: Sequence[int], *, what: str
+    ) -> Shaped[Tensor, " all *row"]:
         """The rows of all ranks, rank after rank, `counts` each.
 
         Raises:
@@ -73,8 +73,8 @@ class Comm:
         everyone = self.all_gather(flat[None], [1] * self.size, what=what).sum(0)  # one order of adding on every rank
         return (everyone[:-1] / everyone[-1]).to(values).view_as(values)
 
-    def gather_objects(self, value: Any) -> list[Any] | None:
-        """Every rank's value on rank 0 of the group, in order; None on the others. For results, not for features.
+    def exchange_objects(self, value: Any) -> list[Any]:
+        """Every rank's value, in order, on every rank. For results and facts, not for features.
 
         Raises:
             PeerLost: if another rank does not answer.
@@ -83,7 +83,7 @@ class Comm:
             return [value]
         found: list[Any] = [None] * self.size
         self._do(dist.all_gather_object, found, value)
-        return found if self.rank == 0 else None
+        return found
 
     def barrier(self) -> None:
         """Wait for all ranks.
@@ -106,6 +106,6 @@ class Comm:
 
 
 def _gather_collective() -> Callable[..., Any]:
-    """torch 2.13 renamed it and deprecates the old name."""
+    """Torch 2.13 renamed it and deprecates the old name."""
     new = getattr(dist, "all_gather_single", None)
     return new or dist.all_gather_into_tensor

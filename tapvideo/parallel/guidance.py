@@ -15,9 +15,9 @@ BRANCHES = ("cond", "uncond")
 class GuidanceExchange:
     """Runs this rank's branch; the other's prediction is filled in before the pipeline combines the two.
 
-    A pipeline calls the transformer once a branch. A call whose branch another rank runs gives out a tensor of NaN, which
-    gets its values when the step's last branch is called: the pipeline combines predictions only then. Were it to look
-    earlier, it would see NaN and not a wrong video.
+    A pipeline calls the transformer once a branch. A call whose branch another rank runs gives out a tensor of NaN,
+    which gets its values when the step's last branch is called: the pipeline combines predictions only then. Were it to
+    look earlier, it would see NaN and not a wrong video.
     """
 
     def __init__(self, comm: Comm) -> None:
@@ -47,8 +47,8 @@ class GuidanceExchange:
         if branch not in BRANCHES:
             names = " and ".join(repr(name) for name in BRANCHES)
             raise ValueError(
-                f"parallel.cfg={self.comm.size} needs a pipeline that names its guidance branches {names}; this call is "
-                f"{branch!r}; allowed here: parallel.cfg=1"
+                f"parallel.cfg={self.comm.size} needs a pipeline that names its guidance branches {names}; this call "
+                f"is {branch!r}; allowed here: parallel.cfg=1"
             )
         if (run, step) != (self._run, self._step):
             self._begin(run, step)

@@ -31,7 +31,7 @@ class Layout:
         """Positions in the order in which gathered rows come: rank after rank."""
         return torch.cat(self.shards)
 
-    def in_order(self, rows: Shaped[Tensor, "tokens *row"]) -> Shaped[Tensor, "tokens *row"]:
+    def in_order(self, rows: Shaped[Tensor, " tokens *row"]) -> Shaped[Tensor, " tokens *row"]:
         """Gathered rows, put back in the order of the sequence."""
         out = torch.empty_like(rows)
         out[self.order] = rows

@@ -1,6 +1,6 @@
 """This rank's share of the tokens of one transformer."""
 
-import math
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -64,7 +64,7 @@ class TokenShard:
         everyone = slot[stale].sort().values  # shards are ascending, so this is rank after rank
         bounds = torch.tensor([0, *sizes], device=order.device).cumsum(0)
         edges = torch.searchsorted(everyone, bounds).tolist()
-        counts = tuple(end - start for start, end in zip(edges, edges[1:], strict=False))
+        counts = tuple(end - start for start, end in pairwise(edges))
         rank = self.comm.rank
         own = everyone[edges[rank] : edges[rank + 1]] - bounds[rank]
         return Rows(counts, own, everyone)
@@ -95,8 +95,3 @@ class TokenShard:
             PeerLost: if another rank does not answer.
         """
         return self.comm.mean(error.mean(1, keepdim=True), error.shape[1], what="errors")
-
-
-def num_tokens(grid: tuple[int, int, int]) -> int:
-    """Tokens on a grid."""
-    return math.prod(grid)

@@ -23,7 +23,7 @@ def test_every_group_has_options():
 def test_option_composes(composed, option):
     group, _, name = option.partition("=")
     config = composed(option)
-    if group != "schedule":
+    if group in ("model", "tap"):
         assert getattr(config, group).name == name
 
 
@@ -41,6 +41,7 @@ def test_defaults_are_the_dataclass_defaults(composed):
     config = composed()
     assert config.tap == ForecastConfig()
     assert config.schedule == ScheduleConfig()
+    assert config.parallel == ParallelConfig()
 
 
 def test_hydra_makes_no_folders_of_its_own():

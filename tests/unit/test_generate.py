@@ -86,14 +86,6 @@ def test_run_without_tap_has_no_baseline(composed, random_overrides):
     assert not list(folder.rglob("baseline.mp4"))
 
 
-def test_run_on_another_rank_writes_and_prints_nothing(composed, random_overrides, monkeypatch, capfd, tmp_path):
-    monkeypatch.setenv("RANK", "1")
-    config = composed(*random_overrides, "verbose=true", "compare=false")
-    folder = generate.run(config)
-    assert not folder.exists()
-    assert capfd.readouterr() == ("", "")
-
-
 def test_quiet_run_prints_nothing(composed, random_overrides, capfd):
     generate.run(composed(*random_overrides, "compare=false"))
     assert capfd.readouterr() == ("", "")

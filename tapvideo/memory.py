@@ -1,0 +1,90 @@
+"""What TAP will keep between steps on this rank, known before the run, and whether there is room for it."""
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import nn
+
+from tapvideo.config import ConfigError, TapConfig
+from tapvideo.models import adapter_for
+from tapvideo.parallel.kept import kept_bytes
+from tapvideo.parallel.topology import Topology
+from tapvideo.schedule import StepKind
+from tapvideo.stack import make_plan
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Bytes on one rank, over all branches that it runs."""
+
+    anchors: int
+    """Probes and residuals of the last full steps."""
+    kv: int
+    """Keys and values of recomputed tokens' layers; 0 where nothing is recomputed."""
+
+    def __str__(self) -> str:
+        """E.g. ``anchors 0.56 GiB, keys and values 5.61 GiB``."""
+        words = f"anchors {self.anchors / _GIB:.2f} GiB"
+        return f"{words}, keys and values {self.kv / _GIB:.2f} GiB" if self.kv else words
+
+
+def kept_on_this_rank(
+    transformer: nn.Module,
+    config: TapConfig,
+    topology: Topology,
+    *,
+    latent_size: tuple[int, int, int],
+    num_steps: int,
+    branches: int,
+) -> Kept:
+    """What a transformer's branches will keep, for clips of one size.
+
+    Args:
+        transformer: of a class that TAP supports.
+        config: the method and its schedule.
+        topology: who shares the tokens and the branches.
+        latent_size: frames, rows and columns of the latents.
+        num_steps: of a run.
+        branches: 2 with guidance, else 1.
+    """
+    if StepKind.FORECAST not in make_plan(config, num_steps):
+        return Kept(0, 0)
+    adapter = adapter_for(transformer)
+    latents = torch.empty(1, transformer.config.in_channels, *latent_size, device="meta")
+    t, h, w = adapter.token_grid(transformer, latents)
+    blocks = [block for name in adapter.block_lists for block in getattr(transformer, name)]
+    layers = adapter.attentions(blocks)
+    heads, width = layers[0].heads, layers[0].inner_dim
+    own = -(-t * h * w // topology.sp.size)  # the largest shard
+    here = -(-branches // topology.cfg.size)
+    streams = 2 if config.needs_probe else 1
+    anchors = here * streams * config.anchors * own * width * transformer.dtype.itemsize
+    if not config.recompute.budget:
+        return Kept(anchors, 0)
+    kept_layers = len(config.recompute.kv_layers) or len(blocks)
+    share = t * h * w if config.recompute.exchange == "allgather_kv" else own
+    elements = here * kept_layers * 2 * share * width
+    return Kept(
+        anchors,
+        kept_bytes(elements, width // heads, dtype=transformer.dtype, kv_dtype=config.recompute.kv_dtype),
+    )
+
+
+def check_room(kept: Kept, config: TapConfig, device: torch.device) -> None:
+    """Refuse a run whose keys and values will not fit, before it starts.
+
+    Raises:
+        ConfigError: with the number of bytes that are needed and free.
+    """
+    where = torch.device("cpu") if config.recompute.kv_offload else device
+    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else psutil.virtual_memory().available
+    if kept.kv and kept.kv + kept.anchors > free:
+        raise ConfigError(
+            f"tap.recompute.budget={config.recompute.budget} keeps {kept.kv / _GIB:.1f} GiB of keys and values on this "
+            f"rank, beside {kept.anchors / _GIB:.1f} GiB of anchors, and {free / _GIB:.1f} GiB of {where.type} memory "
+            "are free; allowed: what fits, e.g. with tap.recompute.kv_dtype=fp8, a list of tap.recompute.kv_layers, "
+            "tap.recompute.kv_offload=true, or more ranks"
+        )

@@ -1,0 +1,118 @@
+"""`torchrun launch/generate.py`: one folder, one voice, and an end when a rank dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tapvideo.video_io import read_mp4
+
+ROOT = Path(__file__).parents[2]
+LAUNCHER = str(ROOT / "launch" / "generate.py")
+QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def torchrun(ranks, overrides):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", LAUNCHER]
+    return subprocess.Popen(
+        [*command, *overrides], env=QUIET, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process, timeout=240):
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def overrides(random_overrides):
+    return [o for o in random_overrides if not o.startswith("verbose")]
+
+
+def test_two_ranks_write_what_one_writes(overrides, tmp_path):
+    code, out, err = finish(torchrun(2, [*overrides, "compare=true"]))
+    assert code == 0, err
+    (folder,) = (tmp_path / "outputs").iterdir()
+    two = json.loads((folder / "run.json").read_text())
+    assert two["mesh"] == {"dp": 1, "cfg": 1, "sp": 2}
+    assert two["messages"]["forecast"].keys() == {"output"}  # all that a forecast step tells
+    assert out.count("ranks: dp 1 x cfg 1 x sp 2") == out.count("report.html") == 1
+    assert err.count("baseline:   0%") == err.count("paper:   0%") == 1  # one bar each, of one rank
+
+    shared = read_mp4(folder / two["clips"][0]["video"])
+    single = subprocess.run([sys.executable, LAUNCHER, *overrides, "compare=true"], env=QUIET, check=True, timeout=240)
+    assert single.returncode == 0
+    assert [p.name for p in (tmp_path / "outputs").iterdir()] == [folder.name]
+    assert torch.equal(read_mp4(folder / two["clips"][0]["video"]), shared)
+
+
+def test_a_rank_that_is_killed_ends_the_run(overrides, tmp_path):
+    process = torchrun(2, [*(o for o in overrides if not o.startswith("steps")), "steps=2000"])
+    victim = wait_for_rank(process, 1)
+    victim.kill()
+    killed = time.monotonic()
+    code, out, err = finish(process)
+    assert code != 0
+    assert time.monotonic() - killed < 60
+    assert err.count("another rank of this run does not answer") == 1
+    assert "tapvideo-generate: rank 0" in err
+    assert not list(tmp_path.rglob("*.mp4*"))
+    assert "report.html" not in out
+
+
+def wait_for_rank(process, rank):
+    """The process of a rank, once the denoising loop runs."""
+    while True:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        if "seed 0" in line:
+            break
+    time.sleep(2)
+    children = psutil.Process(process.pid).children()
+    return next(child for child in children if child.environ().get("RANK") == str(rank))
+
+
+def test_ranks_with_different_prompts_do_not_wait_for_each_other(overrides):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**QUIET, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    prompts = ["a red circle", "a circle moving left"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, LAUNCHER, *overrides, f"prompt={prompt}"],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        for rank, prompt in enumerate(prompts)
+    ]
+    results = [finish(process) for process in processes]
+    told = "".join(err for _, _, err in results)
+    assert all(code in (1, 2) for code, _, _ in results)
+    assert told.count("prompt differs between ranks") == 1
+    assert "Traceback" not in told
+
+
+def test_wrong_mesh_is_one_line_with_what_is_allowed(overrides):
+    code, _, err = finish(torchrun(2, [*overrides, "parallel.sp=3"]))
+    assert code != 0
+    ours = [line for line in err.splitlines() if line.startswith("tapvideo-generate:")]
+    assert len(ours) == 1
+    assert "parallel.sp=3 makes 3 ranks, and there are 2" in ours[0]
+
+
+def test_sigterm_ends_all_ranks(overrides, tmp_path):
+    process = torchrun(2, [*(o for o in overrides if not o.startswith("steps")), "steps=2000"])
+    wait_for_rank(process, 0)
+    process.send_signal(signal.SIGTERM)
+    code, _, _ = finish(process, timeout=60)
+    assert code != 0
+    assert not list(tmp_path.rglob("*.mp4*"))
