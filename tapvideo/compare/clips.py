@@ -1,0 +1,230 @@
+"""One clip of one method: made, counted, timed, measured against its references, and kept."""
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tapvideo.compare.config import CompareConfig
+from tapvideo.compare.flops import counting
+from tapvideo.compare.methods import Bench, Method, Settings
+from tapvideo.compare.own import plain
+from tapvideo.compare.results import ClipResult
+from tapvideo.compare.store import Reference, Store, digest, fingerprint_sources, half
+from tapvideo.config import as_dict
+from tapvideo.metrics import evaluate, frame_psnr, psnr
+from tapvideo.pipeline import WanPipeline
+from tapvideo.sample import Sample, StageSeconds, sample
+from tapvideo.video_io import write_mp4
+
+_PACKAGES = ("tapvideo", "torch", "diffusers", "transformers", "cache-dit")
+_IDENTICAL_DB = 200.0  # stands for infinite in a mean by which variants are ranked
+_SHAPELESS = ("output_dir", "verbose", "compare", "dry_run", "quality", "tap", "schedule", "seeds", "prompt", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """A clip in memory."""
+
+    sample: Sample
+    latents: Float[Tensor, "steps b c t h w"]
+    full_passes: float
+
+
+class _Recording:
+    """A pipeline whose latents are kept after every step, to whoever samples it."""
+
+    def __init__(self, pipe: WanPipeline) -> None:
+        self._pipe = pipe
+        self.latents: list[Tensor] = []
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The pipeline's own."""
+        return self._pipe.components
+
+    def __call__(self, *args: Any, callback_on_step_end: Any, **kwargs: Any) -> Any:
+        """The pipeline's own call."""
+
+        def end_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            self.latents.append(tensors["latents"].detach().cpu().clone())
+            return callback_on_step_end(pipe, step, timestep, tensors)
+
+        return self._pipe(*args, callback_on_step_end=end_step, **kwargs)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that makes clips."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@dataclass(slots=True)
+class Studio:
+    """Makes clips, or finds them in the store."""
+
+    bench: Bench
+    store: Store
+    config: CompareConfig
+    weights: str
+    """Fingerprint of the model's files."""
+    sources: str = field(default_factory=fingerprint_sources)
+    _plain_seconds: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
+    """Un-accelerated denoising seconds of this session, for ratios between neighbours in time."""
+
+    def take(self, method: Method, settings: Settings, prompt: str, seed: int) -> Take:
+        """One clip, un-accelerated or not, made now."""
+        recording, ledger = _Recording(self.bench.pipe), self.bench.ledger
+        with counting(self.bench.pipe.transformer, ledger), method.apply(self.bench, settings) as config:
+            ledger.clear()
+            made = sample(recording, config, prompt, seed, lambda step: None)
+        return Take(made, half(recording.latents), ledger.full_passes(self.bench.branches))
+
+    def reference(self, settings: Settings, prompt: str, seed: int) -> Reference:
+        """An un-accelerated clip, possibly of other steps or another scheduler, from the store or made now."""
+        key = self._key({"reference": settings, "prompt": prompt, "seed": seed})
+        kept = self.store.read_reference(key)
+        if kept is not None:
+            return kept
+        take = self.take(PLAIN, settings, prompt, seed)
+        reference = Reference(take.sample.frames, take.latents, take.sample.seconds.denoise, take.full_passes)
+        self.store.write_reference(key, reference)
+        if not settings:
+            self._plain_seconds[prompt, seed] = reference.seconds
+        return reference
+
+    def plain_seconds(self, prompt: str, seed: int) -> float:
+        """Seconds of the un-accelerated clip in this process: a ratio to another day's would be of machines."""
+        if (prompt, seed) not in self._plain_seconds:
+            self._plain_seconds[prompt, seed] = self.take(PLAIN, {}, prompt, seed).sample.seconds.denoise
+        return self._plain_seconds[prompt, seed]
+
+    def clip(
+        self,
+        method: Method,
+        settings: Settings,
+        prompt: str,
+        seed: int,
+        references: dict[str, Reference],
+        *,
+        noise_seed: int | None = None,
+    ) -> tuple[ClipResult, str]:
+        """A method's clip, measured, and its key in the store.
+
+        Args:
+            method: what makes it.
+            settings: its knobs.
+            prompt: what to show.
+            seed: of the references.
+            references: by name; that of the un-accelerated clip is empty.
+            noise_seed: of the clip, where it is another.
+        """
+        key = self._clip_key(method, settings, prompt, seed, noise_seed)
+        kept = self.store.read(key)
+        if kept is None:
+            seconds = self.plain_seconds(prompt, seed)
+            take = self.take(method, settings, prompt, seed if noise_seed is None else noise_seed)
+            result = self._row(method, settings, prompt, seed, references, take)
+            result.speedup = seconds / take.sample.seconds.denoise
+            return result, self._keep(key, take, result)
+        return ClipResult(**kept), key
+
+    def reference_clip(
+        self, name: str, prompt: str, seed: int, references: dict[str, Reference]
+    ) -> tuple[ClipResult, str]:
+        """A reference as a row of its own, measured against all of them."""
+        method, reference = replace(PLAIN, key=name or "plain"), references[name]
+        key = self._clip_key(method, {}, prompt, seed, None)
+        kept = self.store.read(key)
+        if kept is None:
+            made = Sample(reference.frames, StageSeconds(text=0, denoise=reference.seconds, vae=0))
+            take = Take(made, reference.latents, reference.full_passes)
+            result = self._row(method, {}, prompt, seed, references, take)
+            result.speedup = references[""].seconds / reference.seconds
+            return result, self._keep(key, take, result)
+        return ClipResult(**kept), key
+
+    def trial(self, method: Method, settings: Settings, prompt: str, seed: int) -> tuple[float, float]:
+        """Full passes and PSNR of a clip on which nothing is reported: all that tuning needs."""
+        key = self._key({"trial": method.key, "settings": settings, "prompt": prompt, "seed": seed})
+        kept = self.store.read(key)
+        if kept is None:
+            reference = self.reference({}, prompt, seed)
+            take = self.take(method, settings, prompt, seed)
+            decibels = min(psnr(take.sample.frames, reference.frames), _IDENTICAL_DB)
+            kept = {"full_passes": take.full_passes, "psnr": decibels}
+            self.store.write(key, kept)
+        return kept["full_passes"], kept["psnr"]
+
+    def _row(
+        self,
+        method: Method,
+        settings: Settings,
+        prompt: str,
+        seed: int,
+        references: dict[str, Reference],
+        take: Take,
+    ) -> ClipResult:
+        frames = take.sample.frames
+        result = ClipResult(
+            method=method.key,
+            budget=None,
+            prompt=prompt,
+            seed=seed,
+            status="ok",
+            settings=settings,
+            full_passes=take.full_passes,
+            denoise_seconds=take.sample.seconds.denoise,
+        )
+        for name, reference in references.items():
+            values, missing = evaluate(frames, reference.frames, self.config.metrics)
+            suffix = f"@{name}" if name else ""
+            result.metrics |= {metric + suffix: value for metric, value in values.items()}
+            result.not_computed |= {metric + suffix: why for metric, why in missing.items()}
+        decibels = frame_psnr(frames, references[""].frames)
+        result.frame_psnr = [None if math.isinf(value) else value for value in decibels]
+        result.step_error = step_error(take.latents, references[""].latents)
+        return result
+
+    def _keep(self, key: str, take: Take, result: ClipResult) -> str:
+        path = self.store.path(key, "video.mp4")
+        write_mp4(path, take.sample.frames, fps=self.config.fps, crf=self.config.quality)
+        self.store.write(key, asdict(result), ("video.mp4",))
+        return key
+
+    def tuning_key(self, method: Method, clips: Any, target: float, tolerance: float) -> str:
+        """The store's name for settings that were found."""
+        return self._key({"tuned": method.key, "clips": clips, "target": target, "tolerance": tolerance})
+
+    def _clip_key(self, method: Method, settings: Settings, prompt: str, seed: int, noise_seed: int | None) -> str:
+        """The store's name for a clip; the budget that asked for it shapes nothing."""
+        shape = {"method": method.key, "settings": settings, "prompt": prompt, "seed": seed, "noise_seed": noise_seed}
+        measured = {"metrics": self.config.metrics, "ode_steps": self.config.ode_steps, "quality": self.config.quality}
+        return self._key({**shape, **measured})
+
+    def _key(self, values: dict[str, Any]) -> str:
+        base = {name: value for name, value in as_dict(self.bench.config).items() if name not in _SHAPELESS}
+        where = {"device": self.bench.pipe.device.type, "versions": versions(), "sources": self.sources}
+        return digest({**values, "base": base, "weights": self.weights, **where})
+
+
+PLAIN = Method("plain", "un-accelerated", lambda bench, target: [], plain)
+
+
+def step_error(
+    latents: Float[Tensor, "steps b c t h w"], reference: Float[Tensor, "other_steps b c t h w"]
+) -> list[float | None]:
+    """Relative L2 of the latents after every step; None where the two do not take the same steps."""
+    if len(latents) != len(reference):
+        return [None] * len(latents)
+    pairs = zip(latents.double(), reference.double(), strict=True)
+    return [(torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b)).item() for a, b in pairs]

@@ -1,0 +1,152 @@
+"""What a comparison is made of: methods x budgets x prompts x seeds, and how each clip is made."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ModelConfig, as_dict, config_dir
+from tapvideo.metrics import METRICS
+from tapvideo.run_folder import slug
+
+_NOT_IN_THE_NAME = ("output_dir", "verbose")
+
+
+def default_presets() -> dict[str, ForecastConfig]:
+    """TAP's presets as conf/tap/*.yaml has them (a test holds the two together)."""
+    return {
+        "paper": ForecastConfig(name="paper"),
+        "reuse": ForecastConfig(name="reuse", family="reuse", orders=[0], lookback=0.0, anchors=1),
+        "taylor1": ForecastConfig(name="taylor1", orders=[1], lookback=0.0, anchors=2),
+        "taylor2": ForecastConfig(name="taylor2", orders=[2], lookback=0.0),
+        "lagrange2": ForecastConfig(name="lagrange2", family="lagrange", orders=[2], lookback=0.0),
+    }
+
+
+@dataclass(kw_only=True)
+class CompareConfig:
+    """Everything `eval/compare.py` reads."""
+
+    name: str = "quick"
+    """What the output folder calls this comparison."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    presets: dict[str, ForecastConfig] = field(default_factory=default_presets)
+    """Forecasts of ours to compare, by name; each is the method `tap-NAME`."""
+    methods: list[str] = field(default_factory=list[str])
+    """Keys of methods; empty for all."""
+    budgets: list[float] = field(default_factory=lambda: [3.5])
+    """Steps over full-pass equivalents that every method is set to."""
+    tolerance: float = 0.05
+    """How far from a budget's full passes a method may land, as a share, and still count as at equal compute."""
+    tuning_prompts: str = "compare_tuning"
+    """Text file with one prompt a line, or the name of one in conf/prompts: for knobs, never for results."""
+    num_tuning_prompts: int = 1
+    tuning_seeds: list[int] = field(default_factory=lambda: [7001])
+    prompts: str = "compare_reporting"
+    """As `tuning_prompts`, for results."""
+    num_prompts: int = 2
+    seeds: list[int] = field(default_factory=lambda: [1])
+    other_seed: int = 9000
+    """Added to a seed for the row that compares with another seed's clip."""
+    ode_steps: int = 100
+    """Steps of the model's own scheduler that stand for the ODE's solution."""
+    metrics: list[str] = field(default_factory=lambda: ["psnr", "ssim"])
+    diagnostics: bool = True
+    """Measure per step how good TAP's choice is."""
+
+    negative_prompt: str = ""
+    steps: int = 50
+    height: int = 64
+    width: int = 64
+    num_frames: int = 17
+    guidance: float = 6.0
+    fps: int = 8
+    quality: int = 16
+    scheduler: str = "unipc"
+    flow_shift: float = 3.0
+    max_sequence_length: int = 64
+    device: str = "auto"
+    dtype: str = "float32"
+    vae_tiling: bool = False
+    output_dir: str = "outputs"
+    verbose: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every value that does not depend on the model or on files."""
+        self.base()  # checks what the two configs share
+        for key, least in (("num_prompts", 1), ("num_tuning_prompts", 1), ("other_seed", 1), ("ode_steps", 1)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"{key}={getattr(self, key)!r} is too small; allowed: {least} or more")
+        most = self.steps / 2
+        if not self.budgets or not all(1 < budget <= most for budget in self.budgets):
+            raise ConfigError(f"budgets={self.budgets!r} is not possible; allowed: numbers above 1, up to {most:g}")
+        if not 0 < self.tolerance < 1:
+            raise ConfigError(f"tolerance={self.tolerance!r} is no share; allowed: between 0 and 1")
+        unknown = [name for name in self.metrics if name not in METRICS]
+        if unknown:
+            raise ConfigError(f"metrics={self.metrics!r} names {unknown[0]!r}; allowed: {', '.join(METRICS)}")
+        if "psnr" not in self.metrics:
+            raise ConfigError(f"metrics={self.metrics!r} lacks psnr, by which methods are tuned and sorted")
+        self._check_seeds()
+
+    def _check_seeds(self) -> None:
+        for key, seeds in (("seeds", self.seeds), ("tuning_seeds", self.tuning_seeds)):
+            if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
+                raise ConfigError(f"{key}={seeds!r} is not a list of seeds; allowed: different integers from 0")
+        reported = {*self.seeds, *(seed + self.other_seed for seed in self.seeds)}
+        shared = sorted(reported & set(self.tuning_seeds))
+        if shared:
+            raise ConfigError(
+                f"tuning_seeds={self.tuning_seeds!r} shares {shared} with seeds or seeds + other_seed; allowed: others"
+            )
+
+    def base(self) -> GenerateConfig:
+        """One un-accelerated clip, as the command line that generates would make it."""
+        shared = {f.name for f in fields(GenerateConfig)} & {f.name for f in fields(self)}
+        return GenerateConfig(**{name: getattr(self, name) for name in shared - {"seeds"}})
+
+    def target(self, budget: float) -> float:
+        """Full passes per branch at a budget."""
+        return self.steps / budget
+
+
+def read_list(key: str, name: str, count: int) -> list[str]:
+    """The first `count` lines of a file of prompts, given by path or by its name in conf/prompts.
+
+    Raises:
+        ConfigError: if there is no such file, or it has fewer prompts.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file() and slug(name) == name:
+        path = config_dir() / "prompts" / f"{name}.txt"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(sorted(p.stem for p in (config_dir() / "prompts").glob("*.txt")))
+        raise ConfigError(f"{key}={name!r} cannot be read ({error}); allowed: a UTF-8 text file, or {known}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if len(prompts) < count:
+        raise ConfigError(f"{key}={name!r} has {len(prompts)} prompts; num_{key}={count} asks for more")
+    return prompts[:count]
+
+
+def read_sets(config: CompareConfig) -> tuple[list[str], list[str]]:
+    """The prompts to tune on and the prompts to report.
+
+    Raises:
+        ConfigError: if a file is not there, too short, or the two sets share a prompt.
+    """
+    tuning = read_list("tuning_prompts", config.tuning_prompts, config.num_tuning_prompts)
+    reporting = read_list("prompts", config.prompts, config.num_prompts)
+    shared = sorted(set(tuning) & set(reporting))
+    if shared:
+        raise ConfigError(f"tuning_prompts and prompts share {shared[0]!r}; allowed: sets with nothing in common")
+    return tuning, reporting
+
+
+def compare_folder(config: CompareConfig, prompts: list[str]) -> Path:
+    """`output_dir/compare-MODEL-NAME-HASH`; the hash is of everything but where it lies and what it says."""
+    plain = {key: value for key, value in as_dict(config).items() if key not in _NOT_IN_THE_NAME}
+    text = json.dumps({**plain, "prompts": prompts}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return Path(config.output_dir).expanduser() / f"compare-{slug(config.model.name)}-{slug(config.name)}-{digest}"

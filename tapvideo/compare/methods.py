@@ -1,0 +1,86 @@
+"""What a method is to the harness: settings with a knob, and a way to switch it on."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tapvideo.compare.flops import FlopLedger
+from tapvideo.config import GenerateConfig
+from tapvideo.pipeline import WanPipeline
+
+Settings = dict[str, Any]
+"""A method's own knobs: plain values, which shape its clips and are recorded with them."""
+
+
+class NotPossible(RuntimeError):
+    """A method that cannot run here; the message is for the reader."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The pipeline under test and its un-accelerated configuration."""
+
+    pipe: WanPipeline
+    config: GenerateConfig
+    ledger: FlopLedger
+    branches: int
+    """Transformer calls per step: 2 with guidance, 1 without."""
+
+    @property
+    def skip_cost(self) -> float:
+        """Full passes that a call without any block takes."""
+        return 1 - self.ledger.share("blocks")
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """What is turned until a method lands on a budget."""
+
+    name: str
+    values: tuple[int, ...] = ()
+    """The values of a whole-numbered knob, in order."""
+    low: float = 0.0
+    high: float = 0.0
+    """The ends of a continuous one, searched on a logarithmic scale."""
+    rising: bool = False
+    """Whether full passes grow with the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Settings with one free knob. A method may have several; the tuning prompts decide which one speaks for it."""
+
+    settings: Settings
+    knob: Knob
+    predict: Callable[[Settings], float] | None = None
+    """Full passes of settings where they are known without a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One row of the table."""
+
+    key: str
+    label: str
+    variants: Callable[[Bench, float], list[Variant]]
+    """Variants to tune for this number of full passes."""
+    apply: Callable[[Bench, Settings], AbstractContextManager[GenerateConfig]]
+    """Switches the method on for the length of a block, and says how to sample."""
+    calibrate: Callable[[Bench, Callable[[], None]], Settings] | None = None
+    """Settings that the method fits for itself, given a way to run the tuning clips un-accelerated."""
+    note: str = ""
+    """What a reader should know of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """How a method runs at a budget."""
+
+    settings: Settings = field(default_factory=dict[str, Any])
+    full_passes: float | None = None
+    """On the tuning prompts."""
+    note: str = ""
+    failed: bool = False
+    """It cannot run; the note says why."""
+    on_budget: bool = True

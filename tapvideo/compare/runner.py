@@ -1,0 +1,263 @@
+"""The comparison: references, tuning, every method at every budget, diagnostics, results."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tapvideo.compare.cache_dit_peers import cache_dit_methods
+from tapvideo.compare.clips import PLAIN, Studio, versions
+from tapvideo.compare.config import CompareConfig, compare_folder, read_sets
+from tapvideo.compare.diagnostics import Shadow, diagnose
+from tapvideo.compare.diffusers_peers import diffusers_methods
+from tapvideo.compare.flops import count_flops, first_call
+from tapvideo.compare.methods import Bench, Method, Settings, Tuned
+from tapvideo.compare.own import configured, fewer_steps, preset
+from tapvideo.compare.results import ClipResult, Comparison
+from tapvideo.compare.rules import rule_methods
+from tapvideo.compare.store import Reference, Store, fingerprint_weights
+from tapvideo.compare.tables import OURS, differences, render, save, summarise
+from tapvideo.compare.tuning import Tuner, land
+from tapvideo.compare.watch import watched
+from tapvideo.config import ConfigError, as_dict
+from tapvideo.console import Console
+from tapvideo.pipeline import hide_loading_bars, load_pipeline, resolve_device
+from tapvideo.record import device_name
+from tapvideo.report.compare import write_comparison_report
+from tapvideo.run_folder import slug
+from tapvideo.sample import sample
+from tapvideo.stack import make_plan
+from tapvideo.weights import find_weights
+
+_REFERENCE_LABELS = {
+    "euler50": "Euler, as many steps",
+    "unipc50": "UniPC, as many steps",
+    "ode": "the ODE's solution",
+    "plain-rerun": "un-accelerated, once more at the end",
+    "other-seed": "un-accelerated, another seed",
+}
+
+
+def all_methods(config: CompareConfig) -> dict[str, Method]:
+    """Every method, by key, in the table's order."""
+    methods = [
+        fewer_steps("unipc", "fewer UniPC steps"),
+        fewer_steps("euler", "fewer Euler steps"),
+        *(preset(forecast) for forecast in config.presets.values()),
+        *diffusers_methods(),
+        *cache_dit_methods(),
+        *rule_methods(),
+    ]
+    return {method.key: method for method in methods}
+
+
+def choose_methods(config: CompareConfig) -> list[Method]:
+    """The methods that a config asks for.
+
+    Raises:
+        ConfigError: if one is not known.
+    """
+    known = all_methods(config)
+    unknown = [key for key in config.methods if key not in known]
+    if unknown:
+        raise ConfigError(f"methods={config.methods!r} names {unknown[0]!r}; allowed: {', '.join(known)}")
+    return [known[key] for key in config.methods or known]
+
+
+@dataclass(slots=True)
+class _Run:
+    """What one comparison has and makes."""
+
+    config: CompareConfig
+    folder: Path
+    console: Console
+    studio: Studio
+    comparison: Comparison
+
+
+def run(config: CompareConfig, *, command: str = "") -> Path:
+    """Compare methods; what an earlier run finished is not made again.
+
+    Args:
+        config: what to compare.
+        command: the command line, for the results.
+
+    Returns:
+        The folder with results.json, results.csv, report.html and frontier.png.
+
+    Raises:
+        ConfigError: if the config asks for what is not possible here.
+    """
+    methods = choose_methods(config)
+    tuning, reporting = read_sets(config)
+    folder, console = compare_folder(config, [*tuning, "", *reporting]), Console(verbose=config.verbose)
+    hide_loading_bars(downloads=not console.loud)
+    console.say(
+        f"{len(methods)} methods at {config.budgets} x on {len(reporting)} x {len(config.seeds)} clips\n{folder}"
+    )
+    work = _Run(config, folder, console, open_studio(config), _empty(config, command))
+    tuned = tune_all(work, methods, tuning)
+    for index, prompt in enumerate(reporting):
+        for seed in config.seeds:
+            console.say(f"[{index + 1}/{len(reporting)}] {prompt}, seed {seed}")
+            work.comparison.clips += make_job(work, methods, tuned, prompt, seed)
+            write(work, methods, tuned)  # after every job: an interrupted comparison keeps what it has
+    if config.diagnostics and "paper" in config.presets:
+        work.comparison.diagnostics = diagnostics(work, tuned, reporting)
+    write(work, methods, tuned)
+    targets = {budget: config.target(budget) for budget in config.budgets}
+    console.say(render(work.comparison, targets, config.tolerance))
+    for verdict in verdicts(work.comparison):
+        console.say(f"\n{verdict}")
+    write_comparison_report(folder, work.comparison)
+    console.say(str(folder / "report.html"))
+    return folder
+
+
+def open_studio(config: CompareConfig) -> Studio:
+    """The pipeline, warm, with the cost of each of its parts."""
+    base = config.base()
+    pipe = load_pipeline(base)
+    short = replace(base, steps=3)
+    with first_call(pipe.transformer) as captured:
+        sample(pipe, short, prompt="", seed=0, on_step=lambda step: None)
+    ledger = count_flops(pipe.transformer, captured.args, captured.kwargs)
+    bench = Bench(pipe, base, ledger, branches=captured.calls // short.steps)
+    store = Store(Path(config.output_dir).expanduser() / "compare-clips")
+    return Studio(bench, store, config, fingerprint_weights(find_weights(config.model)))
+
+
+def tune_all(work: _Run, methods: list[Method], prompts: list[str]) -> dict[tuple[str, float], Tuned]:
+    """Settings of every method at every budget."""
+    tuner = Tuner(work.studio, prompts, work.config.tuning_seeds, work.config.tolerance)
+    tuned = {}
+    for method in methods:
+        for budget in work.config.budgets:
+            found = tuner.tune(method, work.config.target(budget))
+            tuned[method.key, budget] = found
+            passes = "" if found.full_passes is None else f"{found.full_passes:.2f} full passes"
+            said = ", ".join(part for part in (passes, found.note) if part)
+            work.console.say(f"tuned {method.label} at {budget:g} x: {said}")
+    return tuned
+
+
+def make_job(
+    work: _Run, methods: list[Method], tuned: dict[tuple[str, float], Tuned], prompt: str, seed: int
+) -> Iterator[ClipResult]:
+    """Every clip of one prompt and seed; the un-accelerated one again at the end, to show what methods left behind."""
+    config, studio = work.config, work.studio
+    second = "euler" if config.scheduler != "euler" else "unipc"
+    references = {"": studio.reference({}, prompt, seed)}
+    references[f"{second}{config.steps}"] = studio.reference({"scheduler": second}, prompt, seed)
+    references["ode"] = studio.reference({"steps": config.ode_steps}, prompt, seed)
+    for name in references:
+        result, key = studio.reference_clip(name, prompt, seed, references)
+        yield _shown(work, result, key, None, "")
+    for method in methods:
+        for budget in config.budgets:
+            yield make_clip(work, method, tuned[method.key, budget], budget, prompt, seed, references)
+    for name, noise_seed in (("plain-rerun", None), ("other-seed", seed + config.other_seed)):
+        method = replace(PLAIN, key=name)
+        yield _shown(work, *studio.clip(method, {}, prompt, seed, references, noise_seed=noise_seed), None, "")
+
+
+def make_clip(
+    work: _Run,
+    method: Method,
+    tuned: Tuned,
+    budget: float | None,
+    prompt: str,
+    seed: int,
+    references: dict[str, Reference],
+) -> ClipResult:
+    """One clip, or the row that says why there is none."""
+    status, note = "not_run", tuned.note
+    if not tuned.failed:
+        try:
+            result, key = work.studio.clip(method, tuned.settings, prompt, seed, references)
+            return _shown(work, result, key, budget, tuned.note)
+        except Exception as error:  # whatever a peer raises, the others go on
+            status, note = "failed", f"{type(error).__name__}: {error}"
+    return ClipResult(method=method.key, budget=budget, prompt=prompt, seed=seed, status=status, note=note)
+
+
+def _shown(work: _Run, result: ClipResult, key: str, budget: float | None, note: str) -> ClipResult:
+    """A stored clip as the results show it, its video beside them."""
+    video = f"videos/{slug(result.method)}-{key[:12]}.mp4"
+    work.studio.store.copy(key, "video.mp4", work.folder / video)
+    return replace(result, budget=budget, note=note, video=video)
+
+
+def diagnostics(work: _Run, tuned: dict[tuple[str, float], Tuned], prompts: list[str]) -> dict[str, Any]:
+    """Of TAP as it was tuned, at every budget."""
+    found: dict[str, Any] = {}
+    for budget in work.config.budgets:
+        settings = _tap_settings(work, tuned, budget)
+        key = work.studio.tuning_key(PLAIN, ["diagnostics", settings, prompts, work.config.seeds], budget, 0.0)
+        kept = work.studio.store.read(key)
+        if kept is None:
+            work.console.say(f"diagnostics at {budget:g} x")
+            kept = _diagnose(work, settings, prompts)
+            work.studio.store.write(key, kept)
+        found[f"{budget:g}x"] = kept
+    return found
+
+
+def _tap_settings(work: _Run, tuned: dict[tuple[str, float], Tuned], budget: float) -> Settings:
+    known = tuned.get((OURS, budget))
+    if known is None:
+        method, target = preset(work.config.presets["paper"]), work.config.target(budget)
+        variants = method.variants(work.studio.bench, target)
+        return land(variants[0], target, work.config.tolerance, lambda settings: target).settings
+    return known.settings
+
+
+def _diagnose(work: _Run, settings: Settings, prompts: list[str]) -> dict[str, Any]:
+    bench, seeds = work.studio.bench, work.config.seeds
+    tap_config = configured(bench, work.config.presets["paper"], settings).tap_config
+    shadow = Shadow(tap_config, make_plan(tap_config, bench.config.steps))
+
+    def show() -> None:
+        for prompt in prompts:
+            for seed in seeds:
+                shadow.begin()
+                sample(bench.pipe, bench.config, prompt, seed, lambda step: None)
+
+    with watched(bench.pipe.transformer, shadow.see):
+        return diagnose(shadow, show, len(prompts) * len(seeds))
+
+
+def verdicts(comparison: Comparison) -> list[str]:
+    """What the diagnostics come to, a sentence a budget."""
+    return [f"{budget}: {found['verdict']}" for budget, found in comparison.diagnostics.items()]
+
+
+def write(work: _Run, methods: list[Method], tuned: dict[tuple[str, float], Tuned]) -> None:
+    """The results so far."""
+    comparison, config = work.comparison, work.config
+    labels = {"plain": PLAIN.label, **_REFERENCE_LABELS}
+    by_row: dict[tuple[str, float | None], list[ClipResult]] = {}
+    for clip in comparison.clips:
+        by_row.setdefault((clip.method, clip.budget), []).append(clip)
+    labels |= {method.key: method.label for method in methods}
+    notes = {method.key: method.note for method in methods}
+    comparison.table = [
+        summarise(key, labels.get(key, key), budget, clips, notes.get(key, "") if clips[0].status == "ok" else "")
+        for (key, budget), clips in by_row.items()
+    ]
+    rivals = [method.key for method in methods if method.key != OURS]
+    comparison.differences = []
+    for budget in config.budgets:
+        fair = [rival for rival in rivals if tuned[rival, budget].on_budget]
+        comparison.differences += differences(comparison.clips, fair, budget)
+    save(work.folder, comparison)
+
+
+def _empty(config: CompareConfig, command: str) -> Comparison:
+    return Comparison(
+        title=f"{config.model.name}: {config.name} comparison",
+        command=command,
+        versions=versions(),
+        device=device_name(resolve_device(config.base())),
+        settings=as_dict(config),
+    )

@@ -1,0 +1,123 @@
+"""Every method runs on a tiny random model, costs what torch counts, and leaves nothing behind."""
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+from diffusers.hooks import HookRegistry
+
+from tapvideo.compare.clips import PLAIN
+from tapvideo.compare.config import CompareConfig
+from tapvideo.compare.flops import count_flops, counting, first_call, flop_counter
+from tapvideo.compare.methods import Bench
+from tapvideo.compare.runner import all_methods
+from tapvideo.compare.tuning import land
+from tapvideo.config import GenerateConfig
+
+STEPS = 12
+SMALL = {"frames": 5, "size": 16}
+METHODS = all_methods(CompareConfig())
+CANNOT = {"diffusers-fastercache": IndexError}  # it splits a batch of both guidance branches, and Wan calls each alone
+FIXED = {"diffusers-magcache": {"mag_ratios": [1.0] * STEPS}, "rule-teacache": {"polynomial": [0.0, 0, 0, 1, 0]}}
+
+
+@pytest.fixture
+def bench(wan):
+    pipe = wan.random_pipeline(num_layers=3)
+    with first_call(pipe.transformer) as captured:
+        wan.denoise(pipe, steps=2, **SMALL)
+    assert captured.calls == 4
+    ledger = count_flops(pipe.transformer, captured.args, captured.kwargs)
+    return Bench(pipe, GenerateConfig(steps=STEPS), ledger, branches=2)
+
+
+def settings_of(bench, key, target=6.0):
+    variant = METHODS[key].variants(bench, target)[-1]
+    knob = variant.knob
+    value = knob.values[len(knob.values) // 4] if knob.values else knob.high / 10
+    return {**variant.settings, **FIXED.get(key, {}), knob.name: value}
+
+
+def run(wan, bench, method, settings, *contexts):
+    with ExitStack() as stack:
+        stack.enter_context(counting(bench.pipe.transformer, bench.ledger))
+        config = stack.enter_context(method.apply(bench, settings))
+        bench.ledger.clear()
+        entered = [stack.enter_context(context) for context in contexts]
+        return wan.denoise(bench.pipe, steps=config.steps, **SMALL), entered
+
+
+def test_ledger_counts_plain_steps(wan, bench):
+    run(wan, bench, PLAIN, {})
+    assert bench.ledger.full_passes(2) == pytest.approx(STEPS, rel=1e-9)
+    assert sum(bench.ledger.costs.values()) == pytest.approx(bench.ledger.per_call)
+    assert bench.ledger.runs["blocks.2.ffn"] == 2 * STEPS
+
+
+def test_a_linear_layer_costs_two_flops_a_weight_and_token():
+    linear = torch.nn.Sequential(torch.nn.Linear(3, 5))
+    assert count_flops(linear, (torch.zeros(7, 3),), {}).per_call == 2 * 7 * 3 * 5
+
+
+@pytest.mark.parametrize("key", [key for key in METHODS if key not in CANNOT])
+def test_method_leaves_nothing_behind_and_costs_what_torch_counts(wan, bench, key):
+    if key.startswith("cache-dit"):
+        pytest.importorskip("cache_dit")
+    plain = wan.denoise(bench.pipe, steps=STEPS, **SMALL)
+    call, scheduler = type(bench.pipe).__call__, bench.pipe.scheduler
+    settings = settings_of(bench, key)
+    made, (counter,) = run(wan, bench, METHODS[key], settings, flop_counter())
+    passes = bench.ledger.full_passes(2)
+    assert torch.isfinite(made).all()
+    assert not torch.equal(made, plain)
+    counted = counter.get_flop_counts()["WanTransformer3DModel"]
+    assert passes * 2 == pytest.approx(sum(counted.values()) / bench.ledger.per_call, rel=0.02)
+    again, _ = run(wan, bench, METHODS[key], settings)
+    assert torch.equal(again, made)  # nothing is left of the clip before
+    assert torch.equal(wan.denoise(bench.pipe, steps=STEPS, **SMALL), plain)
+    assert type(bench.pipe).__call__ is call
+    assert bench.pipe.scheduler is scheduler
+    registries = [m._diffusers_hook for m in bench.pipe.transformer.modules() if hasattr(m, "_diffusers_hook")]
+    assert all(not registry.hooks for registry in registries)
+
+
+@pytest.mark.parametrize("key", CANNOT)
+def test_method_that_cannot_run_raises_and_leaves_nothing_behind(wan, bench, key):
+    plain = wan.denoise(bench.pipe, steps=STEPS, **SMALL)
+    with pytest.raises(CANNOT[key]):
+        run(wan, bench, METHODS[key], settings_of(bench, key))
+    assert torch.equal(wan.denoise(bench.pipe, steps=STEPS, **SMALL), plain)
+    assert not HookRegistry.check_if_exists_or_initialize(bench.pipe.transformer).hooks
+
+
+@pytest.mark.parametrize(
+    "key", [k for k in METHODS if METHODS[k].key.startswith(("tap-", "steps-", "diffusers-taylorseer"))]
+)
+def test_prediction_is_what_a_run_takes(wan, bench, key):
+    for variant in METHODS[key].variants(bench, 6.0):
+        found = land(variant, 6.0, 0.05, lambda settings: pytest.fail("predicted"))
+        run(wan, bench, METHODS[key], found.settings)
+        assert bench.ledger.full_passes(2) == pytest.approx(found.full_passes, rel=1e-6)
+
+
+@pytest.mark.parametrize("key", ["rule-teacache", "rule-easycache", "diffusers-magcache"])
+def test_calibration_fits_on_plain_runs(wan, bench, key):
+    method = METHODS[key]
+    if method.calibrate is None:
+        pytest.skip("nothing to fit")
+    plain = wan.denoise(bench.pipe, steps=STEPS, **SMALL)
+    runs = []
+    fitted = method.calibrate(bench, lambda: runs.append(wan.denoise(bench.pipe, steps=STEPS, **SMALL)))
+    assert torch.equal(runs[0], plain)
+    (values,) = fitted.values()
+    assert len(values) == (STEPS if key == "diffusers-magcache" else 5)
+
+
+@pytest.mark.parametrize("key", ["rule-teacache", "rule-easycache"])
+def test_rule_runs_every_step_at_no_threshold_and_few_at_a_high_one(wan, bench, key):
+    plain = wan.denoise(bench.pipe, steps=STEPS, **SMALL)
+    settings = settings_of(bench, key) | {"warmup": 3}
+    made, _ = run(wan, bench, METHODS[key], settings | {"threshold": 0.0})
+    assert torch.equal(made, plain)
+    run(wan, bench, METHODS[key], settings | {"threshold": 1e9})
+    assert bench.ledger.runs["blocks.0.ffn"] == 2 * (3 + 1)  # warm-up and the last step
