@@ -1,10 +1,10 @@
 """What TAP will keep between steps on this rank, known before the run, and whether there is room for it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
-from torch import nn
 
 from tapvideo.config import ConfigError, TapConfig
 from tapvideo.models import adapter_for
@@ -32,7 +32,7 @@ class Kept:
 
 
 def kept_on_this_rank(
-    transformer: nn.Module,
+    transformer: Any,
     config: TapConfig,
     topology: Topology,
     *,
@@ -56,8 +56,8 @@ def kept_on_this_rank(
     latents = torch.empty(1, transformer.config.in_channels, *latent_size, device="meta")
     t, h, w = adapter.token_grid(transformer, latents)
     blocks = [block for name in adapter.block_lists for block in getattr(transformer, name)]
-    layers = adapter.attentions(blocks)
-    heads, width = layers[0].heads, layers[0].inner_dim
+    attention: Any = adapter.attentions(blocks)[0]
+    heads, width = attention.heads, attention.inner_dim
     own = -(-t * h * w // topology.sp.size)  # the largest shard
     here = -(-branches // topology.cfg.size)
     streams = 2 if config.needs_probe else 1

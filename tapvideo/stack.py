@@ -221,7 +221,7 @@ class TapStack(nn.Module):
         labels = bank.labels
         if state.kept is not None:
             rows = self._stale(error.gather(-1, choice[..., None]).squeeze(-1))
-            if sum(rows.counts):
+            if rows.own is not None and sum(rows.counts):
                 self._recompute(output, hidden, args, rows, state.kept)
                 choice, labels = choice.index_fill(1, rows.own, len(labels)), (*labels, RECOMPUTED)
         shares = (choice[..., None] == torch.arange(len(labels), device=choice.device)).float().mean((0, 1))
@@ -236,6 +236,7 @@ class TapStack(nn.Module):
 
     def _recompute(self, output: Tensor, hidden: Tensor, args: tuple, rows: Rows, kept: KeptKV) -> None:
         """Run these tokens through the blocks, on all tokens' kept K/V, and write them over their forecast."""
+        assert rows.own is not None
         self.shard.comm.ledger.turn(self.shard.comm.ledger.step, RECOMPUTE)
         self.shard.attention.begin(rows, kept)
         fresh, args = hidden.index_select(1, rows.own), self.take_tokens(args, rows.own)

@@ -35,7 +35,7 @@ class ModelAdapter(Protocol):
         """The blocks' arguments for these positions of a sequence, from those for all of it."""
         ...
 
-    def attentions(self, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    def attentions(self, blocks: Sequence[nn.Module]) -> list[Any]:
         """The self-attention of every block, in order; each has `processor`, `set_processor` and `heads`."""
         ...
 

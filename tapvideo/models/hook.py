@@ -73,7 +73,7 @@ class GatherHook(ModelHook):
 class Processors:
     """The self-attention processors of a transformer, and their stand-ins."""
 
-    def __init__(self, layers: list[nn.Module], adapter: ModelAdapter, attention: SequenceAttention) -> None:
+    def __init__(self, layers: list[Any], adapter: ModelAdapter, attention: SequenceAttention) -> None:
         self.layers = layers
         self.adapter = adapter
         self.attention = attention
@@ -115,7 +115,7 @@ class TapHook(ModelHook):
         blocks = [block for name in self.adapter.block_lists for block in getattr(transformer, name)]
         layers = self.adapter.attentions(blocks)
         full, exchange = resolve(
-            full=topology.config.attention, exchange=config.recompute.exchange, heads=_heads(layers),
+            full=topology.config.attention, exchange=config.recompute.exchange, heads=layers[0].heads,
             ranks=topology.sp.size,
         )  # fmt: skip
         shard = TokenShard(SequenceAttention(topology.sp, full=full, exchange=exchange), layout=topology.config.layout)
@@ -242,7 +242,3 @@ def detach(transformer: nn.Module) -> None:
     registry.invalidate_child_registries_cache()
     if offloaded is not None:  # accelerate wraps what was there when it came, which was our hook
         transformer._old_forward, transformer.forward = transformer.forward, offloaded
-
-
-def _heads(layers: list[nn.Module]) -> int:
-    return layers[0].heads

@@ -60,7 +60,7 @@ class WanAdapter:
             temb = temb.index_select(1, positions)
         return text, temb, tuple(table.index_select(1, positions) for table in rotary)
 
-    def attentions(self, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    def attentions(self, blocks: Sequence[nn.Module]) -> list[Any]:
         """`attn1`; `attn2` attends to text, which every rank has."""
         return [block.attn1 for block in blocks]
 

@@ -49,7 +49,7 @@ class Stored:
         """A copy, encoded and placed as asked for."""
         data, scale = _encode(value, options.kv_dtype)
         if options.offload:
-            return cls(data.cpu(), None if scale is None else scale.cpu())
+            data, scale = data.cpu(), None if scale is None else scale.cpu()
         return cls(data.clone() if data is value else data, scale)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "b slots h d"]:

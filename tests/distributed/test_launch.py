@@ -90,8 +90,10 @@ def test_ranks_with_different_prompts_do_not_wait_for_each_other(overrides):
         subprocess.Popen(
             [sys.executable, LAUNCHER, *overrides, f"prompt={prompt}"],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank, prompt in enumerate(prompts)
     ]
     results = [finish(process) for process in processes]
