@@ -1,4 +1,7 @@
-"""`python -m tapvideo.cli.bench`: what a forecast step costs beside a full step, at the width of a real model."""
+"""`python -m tapvideo.cli.bench`: what forecast and recompute steps cost beside a full step, at a real model's size.
+
+Wan-1.3B at 480 x 832 x 81 on a GPU: `--layers 30 --grid 21 30 52 --dtype bfloat16`.
+"""
 
 import argparse
 import json
@@ -9,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import nn
 
-from tapvideo.config import TapConfig
-from tapvideo.enable import enable_tap
+from tapvideo.config import RecomputeConfig, TapConfig
+from tapvideo.enable import Tap, enable_tap
 from tapvideo.models.wan import random_transformer
 from tapvideo.schedule import StepKind
 
@@ -28,8 +32,15 @@ class Timing:
     """The same with the stack forecast: embeddings, probe, choice, forecast, head."""
     forecast_stack: float
     """Of that, what stands in for the blocks: probe, choice, forecast."""
+    recompute_step: float
+    """A forecast step on which a share of the tokens runs through the blocks on kept keys and values."""
     copy: float
     """Copying as many bytes as the forecast must read and write: x, K probes, K residuals, the output."""
+    anchor_bytes: int
+    kv_bytes: int
+    """Keys and values that are kept for recomputed tokens."""
+    peak_bytes: int | None
+    """Most memory allocated in a run without recompute beyond a plain pass; None on a CPU."""
 
     @property
     def forecast_share(self) -> float:
@@ -48,7 +59,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dim", type=int, default=1536, help="width, a multiple of 128 (default 1536: Wan-1.3B)")
     parser.add_argument("--ffn-dim", type=int, default=8960)
     parser.add_argument("--layers", type=int, default=4, help="blocks (default 4; Wan-1.3B has 30, so it gains more)")
-    parser.add_argument("--tokens", type=int, default=4096, help="a multiple of 1024 (default 4096)")
+    parser.add_argument(
+        "--grid", type=int, nargs=3, default=(4, 32, 32), help="frames, rows, columns of tokens (default 4 32 32)"
+    )
+    parser.add_argument("--recompute", type=float, default=0.1, help="share of tokens to recompute (default 0.1)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
@@ -66,6 +80,13 @@ def main(argv: list[str] | None = None) -> None:
     share = timing.forecast_stack / timing.full_step
     copies = f"{share:.2%} of a full step, {timing.stack_to_copy:.2f} x copying the bytes it must move"
     print(f"  its stack    {timing.forecast_stack * 1e3:10.2f} ms  = {copies}")
+    relative = timing.recompute_step / timing.full_step
+    print(
+        f"recompute step {timing.recompute_step * 1e3:10.2f} ms  = {relative:.2%}, with {args.recompute:.0%} of the tokens"
+    )
+    print(f"anchors {timing.anchor_bytes / 2**20:.0f} MiB, kept keys and values {timing.kv_bytes / 2**20:.0f} MiB")
+    if timing.peak_bytes is not None:
+        print(f"most memory beyond a plain pass {timing.peak_bytes / 2**20:.0f} MiB")
 
 
 @torch.no_grad()
@@ -76,7 +97,8 @@ def measure(args: argparse.Namespace) -> Timing:
     transformer = random_transformer(
         dim=args.dim, ffn_dim=args.ffn_dim, num_layers=args.layers, device=device, dtype=dtype
     )
-    latents = torch.randn(1, 16, args.tokens // 1024, 64, 64, device=device, dtype=dtype)
+    frames, rows, columns = args.grid
+    latents = torch.randn(1, 16, frames, 2 * rows, 2 * columns, device=device, dtype=dtype)
     text = torch.randn(1, 512, 4096, device=device, dtype=dtype)
 
     def step(index: int) -> None:
@@ -84,21 +106,49 @@ def measure(args: argparse.Namespace) -> Timing:
             noise = latents + 0.01 * index  # a trajectory, so that anchors differ
             transformer(noise, torch.full((1,), 999.0 - index, device=device), text, return_dict=False)
 
-    full = _median(lambda: step(0), device, args.repeats)
-    tap = enable_tap(transformer, TapConfig())
-    forecast: list[float] = []
-    for index, kind in enumerate(tap.plan(_NUM_STEPS)):
-        seconds = _median(lambda i=index: step(i), device, 1, warm=False)
-        if kind is StepKind.FORECAST:
-            forecast.append(seconds)
-        if len(forecast) > args.repeats:
-            break
-    forecast = forecast[1:]  # the first one warms up
+    full, plain_peak = _median(lambda: step(0), device, args.repeats), _peak(device)
+    forecast, tap = _forecasts(transformer, step, TapConfig(), device, args.repeats)
+    peak = _peak(device)
     stacks = [r.stack.seconds for r in tap.trace.records if r.kind is StepKind.FORECAST][1:]
-    moved = torch.empty(2 + 2 * tap.config.anchors, args.tokens, args.dim, device=device, dtype=dtype)
+    partial, recompute = _forecasts(
+        transformer, step, TapConfig(recompute=RecomputeConfig(budget=args.recompute)), device, args.repeats
+    )
+    moved = torch.empty(2 + 2 * tap.config.anchors, frames * rows * columns, args.dim, device=device, dtype=dtype)
     target = torch.empty_like(moved)
-    copy = _median(lambda: target.copy_(moved), device, args.repeats)
-    return Timing(full, statistics.median(forecast), statistics.median(stacks), copy)
+    return Timing(
+        full,
+        forecast,
+        statistics.median(stacks),
+        partial,
+        _median(lambda: target.copy_(moved), device, args.repeats),
+        tap.summary().state_bytes,
+        recompute.summary().kv_bytes,
+        None if peak is None or plain_peak is None else peak - plain_peak,
+    )
+
+
+def _forecasts(
+    transformer: nn.Module, step: Callable[[int], None], config: TapConfig, device: torch.device, repeats: int
+) -> tuple[float, Tap]:
+    """Median seconds of forecast steps, the first of which warms up."""
+    tap, seconds = enable_tap(transformer, config), []
+    for index, kind in enumerate(tap.plan(_NUM_STEPS)):
+        took = _median(lambda i=index: step(i), device, 1, warm=False)
+        if kind is StepKind.FORECAST:
+            seconds.append(took)
+        if len(seconds) > repeats:
+            break
+    tap.disable()
+    return statistics.median(seconds[1:]), tap
+
+
+def _peak(device: torch.device) -> int | None:
+    """Most bytes allocated since the last question."""
+    if device.type != "cuda":
+        return None
+    most = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return most
 
 
 def _median(work: Callable[[], object], device: torch.device, repeats: int, *, warm: bool = True) -> float:

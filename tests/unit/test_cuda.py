@@ -1,9 +1,13 @@
 """On a GPU: the same promises. `python -m pytest -m gpu` runs these alone; without a GPU they are skipped."""
 
+import json
+
 import pytest
 import torch
 
 from tapvideo import ScheduleConfig, TapConfig, enable_tap
+from tapvideo.cli import bench
+from tapvideo.config import RecomputeConfig
 from tapvideo.predictors import candidate_bank
 from tapvideo.probe import gram, proxy_error
 from tapvideo.schedule import StepKind
@@ -45,3 +49,20 @@ def test_choice_and_forecast_equal_the_cpus():
     same = choices["cpu"] == choices["cuda"]
     assert same.float().mean() >= 0.999
     torch.testing.assert_close(out["cuda"][same], out["cpu"][same], atol=1e-5, rtol=1e-5)
+
+
+def test_recomputing_every_token_is_a_full_step(wan, pipe):
+    pipe.to("cuda")
+    plain = wan.denoise(pipe)
+    schedule = ScheduleConfig(kind="explicit", steps=[0, 1, 2, 6, 15], warmup=1, min_steps=0)
+    enable_tap(pipe, TapConfig(schedule=schedule, recompute=RecomputeConfig(budget=1.0)))
+    torch.testing.assert_close(wan.denoise(pipe), plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_forecast_is_within_twice_the_copy_at_the_size_of_wan_1_3b(capsys):
+    """480 x 832 x 81 frames: 32,760 tokens of 1,536 numbers in bf16, 30 blocks of random weights."""
+    bench.main(["--layers", "30", "--grid", "21", "30", "52", "--dtype", "bfloat16", "--repeats", "3"])
+    timing = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert timing["forecast_stack"] <= 2 * timing["copy"]
+    assert timing["recompute_step"] < 0.3 * timing["full_step"]
