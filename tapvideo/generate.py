@@ -1,6 +1,7 @@
 """The run itself: every prompt with every seed, accelerated, and without acceleration where the two are compared."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tapvideo.config import ConfigError, GenerateConfig, RecomputeConfig, ScheduleConfig
@@ -8,6 +9,7 @@ from tapvideo.console import Console, rank
 from tapvideo.enable import TapSummary
 from tapvideo.memory import check_room, kept_on_this_rank
 from tapvideo.outputs import Made, describe, describe_mean, mean_comparison, report_clip, report_of, write_clip
+from tapvideo.parallel.decode import DecodePlan, plan_decode, sharded_decoder
 from tapvideo.parallel.launch import check_same_latents, joined
 from tapvideo.parallel.topology import AXES, Topology
 from tapvideo.pipeline import (
@@ -72,18 +74,20 @@ def make_all(
     console.say(f"loading {config.model.weights}")
     pipe = load_pipeline(config)
     check_branches(config, topology)
+    decode = plan_decode(config.parallel, topology, pipe.vae, height=config.height, width=config.width)
+    session = Session(pipe, config, plan, topology, decode, console)
     console.say(f"{config.tap.name}: {plan_summary(plan)}\n{strip(plan)}")
-    if not topology.is_alone or topology.dp.size > 1:
-        console.say(f"ranks: {topology}")
+    if topology.world.size > 1:
+        console.say(f"ranks: {topology}; decoding: {decode.how} ({decode.reason})")
     console.say(check_memory(pipe, config, topology))
     if _compares(config):
-        warm_up(pipe, config, topology)
+        session.warm_up()
     record, clips = new_record(config, command, resolve_device(config), strip(plan)), []
     record.mesh = {name: getattr(topology, name).size for name in AXES}
     jobs = list_jobs(config, prompts)
     for start in range(0, len(jobs), topology.dp.size):
         own = start + topology.dp.rank
-        made = make_clip(pipe, config, jobs[own], plan, console, topology) if own < len(jobs) else None
+        made = session.make_clip(jobs[own]) if own < len(jobs) else None
         if not topology.is_writer:
             continue
         written = write_clip(folder, jobs[own], made, config) if made else None
@@ -95,10 +99,9 @@ def make_all(
                 console.say(describe(clip))
         if rank() == 0:
             record.mean = mean_comparison(record.clips)
+            record.messages = messages(topology.ledger)
             record.save(folder / "run.json")  # after every round: an interrupted run keeps what it has
     if rank() == 0:
-        record.messages = messages(topology.ledger)
-        record.save(folder / "run.json")
         if record.mean and record.mean.num_clips > 1:
             console.say(describe_mean(record.mean))
         write_report(folder / "report.html", report_of(record, config, clips))
@@ -166,45 +169,57 @@ def print_plan(config: GenerateConfig, plan: Plan) -> None:
         print(f"not accelerated: steps={config.steps} is less than schedule.min_steps={config.schedule.min_steps}")
 
 
-def warm_up(pipe: WanPipeline, config: GenerateConfig, topology: Topology) -> None:
-    """A few steps of both kinds at full size, so that neither side of a comparison pays for first calls."""
-    anchors = config.tap.anchors
-    schedule = ScheduleConfig(kind="explicit", steps=list(range(anchors)), warmup=1, min_steps=0)
-    short = replace(config, steps=anchors + 1, schedule=schedule)
-    with accelerated(pipe, short, topology):
-        sample(pipe, short, prompt="", seed=0, on_step=lambda step: None, decode=topology.is_writer)
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A loaded pipeline, and what all clips of a run have in common."""
 
+    pipe: WanPipeline
+    config: GenerateConfig
+    plan: Plan
+    topology: Topology
+    decode: DecodePlan
+    console: Console
 
-def make_clip(
-    pipe: WanPipeline, config: GenerateConfig, job: Job, plan: Plan, console: Console, topology: Topology
-) -> Made:
-    """One clip, and its baseline before it where they are compared; every rank of a group makes it, its writer decodes.
+    def warm_up(self) -> None:
+        """A few steps of both kinds at full size, so that neither side of a comparison pays for first calls."""
+        anchors = self.config.tap.anchors
+        schedule = ScheduleConfig(kind="explicit", steps=list(range(anchors)), warmup=1, min_steps=0)
+        short = replace(self.config, steps=anchors + 1, schedule=schedule)
+        with accelerated(self.pipe, short, self.topology):
+            self._sample(short, prompt="", seed=0, on_step=lambda step: None)
 
-    Raises:
-        RunFailed: if latents turn to NaN, or forecast steps were planned and none was made.
-        PeerLost: if another rank does not answer, or has come to other latents.
-    """
-    console.say(f"\n{job.prompt}, seed {job.seed}")
+    def make_clip(self, job: Job) -> Made:
+        """One clip, and its baseline before it where they are compared; all ranks of its group make it together.
 
-    def make(label: str, kinds: Plan) -> Sample:
-        with console.step_bar(label, kinds) as on_step:
-            made = sample(pipe, config, job.prompt, job.seed, on_step, decode=topology.is_writer)
-        check_same_latents(topology, made.latents)
+        Raises:
+            RunFailed: if latents turn to NaN, or forecast steps were planned and none was made.
+            PeerLost: if another rank does not answer, or has come to other latents.
+        """
+        config = self.config
+        self.console.say(f"\n{job.prompt}, seed {job.seed}")
+        baseline = None
+        if _compares(config):
+            with accelerated(self.pipe, unaccelerated(config), self.topology):
+                baseline = self._make(job, "baseline", full_plan(config.steps))
+        with accelerated(self.pipe, config, self.topology) as tap:
+            made = self._make(job, config.tap.name if config.tap.enabled else "plain", self.plan)
+            if tap is None or not config.tap.enabled:
+                return Made(made, baseline, summary=None, steps=[], maps=[])
+            tap.gather_trace()
+            summary = tap.summary()
+            steps, maps = steps_and_maps(tap.trace)
+        check_forecasts(self.plan, summary)
+        return Made(made, baseline, summary, steps, maps)
+
+    def _make(self, job: Job, label: str, kinds: Plan) -> Sample:
+        with self.console.step_bar(label, kinds) as on_step:
+            made = self._sample(self.config, job.prompt, job.seed, on_step)
+        check_same_latents(self.topology, made.latents)
         return made
 
-    baseline = None
-    if _compares(config):
-        with accelerated(pipe, unaccelerated(config), topology):
-            baseline = make("baseline", full_plan(config.steps))
-    with accelerated(pipe, config, topology) as tap:
-        made = make(config.tap.name if config.tap.enabled else "plain", plan)
-        if tap is None or not config.tap.enabled:
-            return Made(made, baseline, summary=None, steps=[], maps=[])
-        tap.gather_trace()
-        summary = tap.summary()
-        steps, maps = steps_and_maps(tap.trace)
-    check_forecasts(plan, summary)
-    return Made(made, baseline, summary, steps, maps)
+    def _sample(self, config: GenerateConfig, prompt: str, seed: int, on_step: Callable[[int], None]) -> Sample:
+        with sharded_decoder(self.pipe.vae, self.decode, self.topology):
+            return sample(self.pipe, config, prompt, seed, on_step, decode=self.decode.decodes)
 
 
 def unaccelerated(config: GenerateConfig) -> GenerateConfig:

@@ -81,9 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     copies = f"{share:.2%} of a full step, {timing.stack_to_copy:.2f} x copying the bytes it must move"
     print(f"  its stack    {timing.forecast_stack * 1e3:10.2f} ms  = {copies}")
     relative = timing.recompute_step / timing.full_step
-    print(
-        f"recompute step {timing.recompute_step * 1e3:10.2f} ms  = {relative:.2%}, with {args.recompute:.0%} of the tokens"
-    )
+    tokens = f"{relative:.2%} of a full step, with {args.recompute:.0%} of the tokens"
+    print(f"recompute step {timing.recompute_step * 1e3:10.2f} ms  = {tokens}")
     print(f"anchors {timing.anchor_bytes / 2**20:.0f} MiB, kept keys and values {timing.kv_bytes / 2**20:.0f} MiB")
     if timing.peak_bytes is not None:
         print(f"most memory beyond a plain pass {timing.peak_bytes / 2**20:.0f} MiB")

@@ -18,6 +18,7 @@ from tapvideo.parallel.attention import SequenceAttention, resolve
 from tapvideo.parallel.guidance import GuidanceExchange
 from tapvideo.parallel.shard import TokenShard
 from tapvideo.parallel.topology import Topology
+from tapvideo.parallel.usp import UspAttention
 from tapvideo.stack import StepContext, TapStack
 from tapvideo.trace import Trace
 
@@ -118,10 +119,14 @@ class TapHook(ModelHook):
             full=topology.config.attention, exchange=config.recompute.exchange, heads=layers[0].heads,
             ranks=topology.sp.size,
         )  # fmt: skip
-        shard = TokenShard(SequenceAttention(topology.sp, full=full, exchange=exchange), layout=topology.config.layout)
+        usp = None
+        if full == "usp" and topology.sp.size > 1:
+            usp = UspAttention(topology.sp, heads=layers[0].heads, ring=topology.config.ring)
+        attention = SequenceAttention(topology.sp, full=full, exchange=exchange, usp=usp)
+        shard = TokenShard(attention, layout=topology.config.layout)
         self.stack = TapStack(blocks, self.adapter.modulated_input, self.adapter.take_tokens, shard, config, self.trace)
         self.guidance = GuidanceExchange(topology.cfg)
-        self.processors = Processors(layers, self.adapter, shard.attention)
+        self.processors = Processors(layers, self.adapter, attention)
         self.takes_over = config.recompute.budget > 0 or not shard.is_whole
         """Whether self-attention is ours: tokens of other ranks, or K/V of other steps, are to be seen."""
         self.states = StateManager(NamedState, init_kwargs={"depth": config.anchors})

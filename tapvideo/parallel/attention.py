@@ -28,6 +28,9 @@ EXCHANGES = ("ulysses", "allgather_q", "allgather_kv")
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(query [b, n, h, d], key [b, m, h, d], value [b, m, h, d]) -> [b, n, h, d]."""
 
+WholeAttention = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
+"""(query, key, value of this rank's tokens, tokens of every rank) -> attention of this rank's tokens to all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -49,11 +52,12 @@ class Rows:
 class SequenceAttention:
     """What self-attention is replaced by; `begin` says which tokens the coming layers get."""
 
-    def __init__(self, comm: Comm, *, full: str, exchange: str) -> None:
-        """`full` and `exchange` are of `ATTENTIONS` and `EXCHANGES`, as `resolve` allows them together."""
+    def __init__(self, comm: Comm, *, full: str, exchange: str, usp: WholeAttention | None = None) -> None:
+        """`full` and `exchange` are of `ATTENTIONS` and `EXCHANGES`, as `resolve` allows them, or xfuser's `usp`."""
         self.comm = comm
         self.full = full
         self.exchange = exchange
+        self.usp = usp
         self.rows = Rows((0,) * comm.size)
         self.kept: KeptKV | None = None
 
@@ -77,7 +81,12 @@ class SequenceAttention:
         if self.comm.size == 1:
             return self._alone(layer, query, key, value, kernel)
         mode = self.full if self.rows.is_full else self.exchange
-        passes = {"ulysses": self._ulysses, "allgather_kv": self._allgather_kv, "allgather_q": self._allgather_q}
+        passes = {
+            "ulysses": self._ulysses,
+            "allgather_kv": self._allgather_kv,
+            "allgather_q": self._allgather_q,
+            "usp": self._usp,
+        }
         return passes[mode](layer, query, key, value, kernel)
 
     def _alone(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Tensor:
@@ -107,6 +116,11 @@ class SequenceAttention:
         out = _attend(kernel, all_query, *self._merged(layer, all_key, all_value))
         back = comm.all_to_all(out.transpose(0, 1), send=counts, receive=[own] * comm.size, what="attention")
         return back.unflatten(0, (comm.size, own)).permute(2, 1, 0, 3, 4).flatten(2, 3)
+
+    def _usp(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Tensor:
+        assert self.usp is not None
+        self._keep(layer, "allgather_q", key, value)
+        return self.usp(query, key, value, self.rows.counts)
 
     def _allgather_kv(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Tensor:
         self._keep(layer, "allgather_q", key, value)
@@ -143,8 +157,8 @@ def resolve(*, full: str, exchange: str, heads: int, ranks: int) -> tuple[str, s
     Raises:
         ValueError: if what is asked for does not go with this number of heads or with each other.
     """
-    divides = heads % ranks == 0
-    chosen_exchange = ("ulysses" if divides else "allgather_q") if exchange == "auto" else exchange
+    divides, usp = heads % ranks == 0, full == "usp"
+    chosen_exchange = ("ulysses" if divides and not usp else "allgather_q") if exchange == "auto" else exchange
     chosen_full = ("ulysses" if divides else "allgather_kv") if full == "auto" else full
     if full == "auto" and chosen_exchange == "allgather_kv":
         chosen_full = "allgather_kv"  # ulysses never sees all K/V on one rank
@@ -156,6 +170,11 @@ def resolve(*, full: str, exchange: str, heads: int, ranks: int) -> tuple[str, s
         raise ValueError(
             "tap.recompute.exchange=allgather_kv keeps all K/V on every rank, and parallel.attention=ulysses never has "
             "them there; allowed with it: ulysses, allgather_q, or parallel.attention=allgather_kv"
+        )
+    if ranks > 1 and usp and chosen_exchange != "allgather_q":
+        raise ValueError(
+            f"tap.recompute.exchange={chosen_exchange} keeps K/V that parallel.attention=usp shows to nobody; allowed "
+            "with it: allgather_q"
         )
     return chosen_full, chosen_exchange
 

@@ -112,12 +112,9 @@ def check_same_latents(topology: Topology, latents: torch.Tensor) -> None:
     """
     digest = hashlib.sha256(latents.detach().float().cpu().numpy().tobytes()).digest()[:7]
     own = torch.tensor([int.from_bytes(digest)], device=latents.device)
-    for comm in (topology.sp, topology.cfg):
-        everyone = comm.all_gather(own, [1] * comm.size, what="agreement").tolist()
-        if len(set(everyone)) > 1:
-            raise PeerLost(
-                f"ranks {everyone} have different latents: they are not of the same kind of device or software"
-            )
+    everyone = topology.clip.all_gather(own, [1] * topology.clip.size, what="agreement").tolist()
+    if len(set(everyone)) > 1:
+        raise PeerLost("ranks have come to different latents: they are not of the same kind of device or software")
 
 
 def _short(text: str) -> str:
