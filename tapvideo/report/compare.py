@@ -1,6 +1,7 @@
 """The page and the plot of a comparison: which method is closest at each budget, what it costs, and how it looks."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ from tapvideo.report.compare_clips import (
     pairs_of,
     plain,
 )
-from tapvideo.report.compare_diagnostics import diagnostic_blocks
+from tapvideo.report.compare_diagnostics import Group, diagnostic_groups
 from tapvideo.report.compare_frontier import draw_frontier
 from tapvideo.report.compare_methods import Method, list_methods
 from tapvideo.report.compare_metrics import Metric, budget_text, metrics_of, number, primary
 from tapvideo.report.compare_metrics import metric as metric_of
-from tapvideo.report.compare_table import columns, rows, troubles
+from tapvideo.report.compare_table import columns, rows, table_metrics, troubles
 from tapvideo.report.page import render_page
 from tapvideo.video_io import atomic_write_text
 
-_SCRIPTS = ("player.js", "charts.js", "compare_frontier.js", "compare_table.js", "compare_clips.js", "compare.js")
+_SCRIPTS = (
+    "player.js", "maps.js", "charts.js", "compare_frontier.js", "compare_table.js", "compare_clips.js",
+    "compare_maps.js", "compare.js",
+)  # fmt: skip
 
 
 def write_comparison_report(folder: Path, comparison: Comparison) -> Path:
@@ -58,7 +62,8 @@ def render_comparison(
     budgets = sorted({r.budget for r in [*comparison.table, *comparison.clips] if r.budget is not None})
     budget = top.budget if top else (budgets[0] if budgets else None)
     videos = choose_videos(folder, comparison, budget, max_videos=max_videos, max_bytes=max_bytes)
-    blocks = diagnostic_blocks(comparison.diagnostics)
+    shown = table_metrics(metrics, best)
+    groups = diagnostic_groups(comparison.diagnostics)
     steps = full_steps(comparison)
     return render_page(
         "compare.html.j2",
@@ -75,14 +80,15 @@ def render_comparison(
         methods=methods,
         families=_families(comparison, methods),
         choosable=_choosable(comparison, methods),
-        columns=columns(metrics, best),
-        rows=rows(comparison, methods, metrics, best),
+        columns=columns(shown, best),
+        rows=rows(comparison, methods, shown, best),
         pairs=pairs_of(comparison),
         videos=videos,
         max_bytes=max_bytes,
         max_videos=max_videos,
         steps=number(steps, 1).removesuffix(".0"),
-        blocks=blocks,
+        groups=groups,
+        open_group=_open_group(groups, budget),
         troubles=troubles(comparison, methods, _metrics_of_clips(comparison, methods)),
         settings=json.dumps(comparison.settings, indent=2, ensure_ascii=False, default=str),
         payload=_payload(folder, comparison, methods, metrics, videos)
@@ -92,7 +98,8 @@ def render_comparison(
             "best": best.key if best else None,
             "steps": plain(steps),
             "chosen": _first_choice(methods, top),
-            "charts": [[_chart(chart.title, chart.series) for chart in b.charts] for b in blocks],
+            "charts": [_chart(chart.series) for g in groups for b in g.blocks for chart in b.charts],
+            "maps": [asdict(found) for g in groups for b in g.blocks for found in b.maps],
         },
     )
 
@@ -167,5 +174,12 @@ def _first_choice(methods: list[Method], top: Standing | None) -> list[int]:
     return [index[key] for key in dict.fromkeys(keys) if key in index]
 
 
-def _chart(title: str, series: dict[str, Any]) -> dict[str, Any]:
-    return {"title": title, "series": [{"name": name, "points": points} for name, points in series.items()]}
+def _chart(series: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": name, "points": points} for name, points in series.items()]
+
+
+def _open_group(groups: list[Group], budget: float | None) -> str:
+    """The group of diagnostics that is not folded away: the headline's budget, or else the first that has a title."""
+    titles = [group.title for group in groups if group.title]
+    asked = f"{budget:g}x" if budget is not None else ""
+    return asked if asked in titles else (titles[0] if titles else "")

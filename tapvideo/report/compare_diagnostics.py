@@ -2,7 +2,8 @@
 
 Rules, by what a value looks like: a list of numbers is a curve; an object of such lists, or a list of objects of
 numbers, is one chart with several curves; an object whose keys are whole numbers is a curve over them; a number or a
-short text is a row of a table; `verdict` is said first. `step` or `steps` beside lists is their horizontal axis.
+short text is a row of a table; `verdict` is said first. `step` or `steps` beside lists is their horizontal axis. An
+object of `labels`, `steps`, `grid` and `choice` is a map (`compare_maps.maps_record` makes one).
 """
 
 import math
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tapvideo.report.compare_clips import plain
+from tapvideo.report.compare_maps import PredictorMaps, read_maps
 
 _MAX_DEPTH = 4
 _MAX_TEXT = 400
@@ -35,21 +37,39 @@ class Block:
     verdicts: list[str] = field(default_factory=list[str])
     facts: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     charts: list[Chart] = field(default_factory=list[Chart])
+    maps: list[PredictorMaps] = field(default_factory=list[PredictorMaps])
     skipped: list[str] = field(default_factory=list[str])
     """What has a shape that nothing here can show."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show."""
+        return not (self.verdicts or self.facts or self.charts or self.maps or self.skipped)
 
-def diagnostic_blocks(diagnostics: dict[str, Any]) -> list[Block]:
-    """The blocks of a comparison's diagnostics; none where there are none."""
-    blocks: list[Block] = []
+
+@dataclass(slots=True)
+class Group:
+    """What belongs to one top-level object of the diagnostics, e.g. to one budget; the first group has no title."""
+
+    title: str
+    blocks: list[Block]
+
+
+def diagnostic_groups(diagnostics: dict[str, Any]) -> list[Group]:
+    """The groups of a comparison's diagnostics; none where there are none."""
+    blocks: list[tuple[str, Block]] = []
     if diagnostics:
-        _fill(diagnostics, "", blocks, 0)
-    return [b for b in blocks if b.verdicts or b.facts or b.charts or b.skipped]
+        _fill(diagnostics, (), blocks)
+    groups: dict[str, list[Block]] = {}
+    for name, block in blocks:
+        if not block.is_empty:
+            groups.setdefault(name, []).append(block)
+    return [Group(name, members) for name, members in groups.items()]
 
 
-def _fill(raw: dict[str, Any], title: str, blocks: list[Block], depth: int) -> None:
-    block = Block(title)
-    blocks.append(block)
+def _fill(raw: dict[str, Any], path: tuple[str, ...], blocks: list[tuple[str, Block]]) -> None:
+    block = Block(": ".join(path[1:]))
+    blocks.append((path[0] if path else "", block))
     axis = next((raw[key] for key in _AXES if key in raw and _numbers(raw[key])), None)
     later: list[tuple[str, dict[str, Any]]] = []
     for key, value in raw.items():
@@ -58,10 +78,12 @@ def _fill(raw: dict[str, Any], title: str, blocks: list[Block], depth: int) -> N
             block.verdicts += [_text(v) for v in (value if isinstance(value, list) else [value])]
         elif key in _AXES and value is axis:
             continue
+        elif (found := read_maps(name, value)) is not None:
+            block.maps.append(found)
         elif (series := _series(value, axis)) is not None:
             block.charts.append(Chart(name, series if len(series) > 1 or "" not in series else {name: series[""]}))
-        elif isinstance(value, dict) and value and depth < _MAX_DEPTH:
-            later.append((f"{title}: {name}" if title else name, value))
+        elif isinstance(value, dict) and value and len(path) < _MAX_DEPTH:
+            later.append((name, value))
         elif _is_short(value):
             block.facts.append((name, _scalar(value)))
         elif value:
@@ -69,7 +91,7 @@ def _fill(raw: dict[str, Any], title: str, blocks: list[Block], depth: int) -> N
     block.facts, extra = block.facts[:_MAX_ROWS], block.facts[_MAX_ROWS:]
     block.skipped += [name for name, _ in extra]
     for name, value in later:
-        _fill(value, name, blocks, depth + 1)
+        _fill(value, (*path, name), blocks)
 
 
 def _series(value: Any, axis: Any) -> dict[str, Points] | None:

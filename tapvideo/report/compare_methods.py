@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tapvideo.compare.results import ClipResult, Comparison
+from tapvideo.report.compare_metrics import sentence_case
 from tapvideo.report.palette import RAMPS, mix
 
 NUM_MARKS = 8
@@ -93,7 +94,7 @@ def _family(key: str) -> tuple[str, tuple[str, str]]:
 def _short_labels(labels: dict[str, str]) -> dict[str, str]:
     bare = {key: re.sub(r" \([^()]*\)$", "", label) or label for key, label in labels.items()}
     count = Counter(bare.values())
-    return {key: text if count[text] == 1 else labels[key] for key, text in bare.items()}
+    return {key: sentence_case(text if count[text] == 1 else labels[key]) for key, text in bare.items()}
 
 
 def _method(key: str, label: str, short: str, family: str, index: int, count: int) -> Method:

@@ -81,6 +81,11 @@ def number(value: float | None, digits: int) -> str:
     return "\u2212" + text[1:] if text.startswith("-") and float(text) else text.removeprefix("-")
 
 
+def sentence_case(text: str) -> str:
+    """The text with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def budget_text(budget: float | None) -> str:
     """A budget as an acceleration: `2.5x` with the proper sign."""
     return "\u2013" if budget is None else f"{budget:g}\u00d7"

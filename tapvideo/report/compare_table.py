@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from tapvideo.compare.results import ClipResult, Comparison, MethodSummary
 from tapvideo.report.compare_answer import over_budget
 from tapvideo.report.compare_methods import Method
-from tapvideo.report.compare_metrics import Metric, budget_text, number
+from tapvideo.report.compare_metrics import Metric, budget_text, number, sentence_case
+
+_IDENTICAL = "infinite:"  # how the reason of a PSNR of equal clips begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +21,6 @@ class Column:
     unit: str
     hint: str
     descending: bool
-    best: bool = False
-    """The metric that methods are ranked by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,26 +64,36 @@ class Troubles:
     not_computed: list[Trouble] = field(default_factory=list[Trouble])
 
 
+def table_metrics(metrics: list[Metric], best: Metric | None) -> list[Metric]:
+    """The metrics that get a column: to other references only the one that methods are ranked by, for the room."""
+    return [m for m in metrics if "@" not in m.key or (best and m.key.startswith(f"{best.key}@"))]
+
+
 def columns(metrics: list[Metric], best: Metric | None) -> list[Column]:
     """The columns after the method's name."""
-    start = [
-        Column("budget", "Budget", "", "asked acceleration: steps over full-pass equivalents", False),
+    arrows = {"higher": "higher is better", "lower": "lower is better", "zero": "nearer zero is better", None: ""}
+    found = [Column("budget", "Budget", "", "asked acceleration: steps over full-pass equivalents", False)]
+    cost = [
         Column("passes", "Full passes", "", "full-pass equivalents per guidance branch, by FLOPs", False),
         Column("speedup", "Speedup", "", "denoising seconds, un-accelerated over accelerated", True),
     ]
-    arrows = {"higher": "higher is better", "lower": "lower is better", "zero": "nearer zero is better", None: ""}
-    middle = []
-    for m in metrics:
-        middle.append(Column(m.key, m.label, m.unit, arrows[m.better], m.better in ("higher", None), m is best))
+    for m in _ordered(metrics, best):
+        found.append(Column(m.key, m.label, m.unit, arrows[m.better], m.better in ("higher", None)))
         if m is best:
-            middle.append(Column("worst", f"Worst {m.label}", m.unit, "the worst clip", m.better == "higher"))
-    return [*start, *middle, Column("clips", "Clips", "", "clips measured", True)]
+            found += [Column("worst", f"Worst {m.label}", m.unit, "the worst clip", m.better == "higher"), *cost]
+    return [*found, *([] if best else cost), Column("clips", "Clips", "", "clips measured", True)]
+
+
+def _ordered(metrics: list[Metric], best: Metric | None) -> list[Metric]:
+    """The metric that methods are ranked by comes first: a phone shows few columns."""
+    return sorted(metrics, key=lambda m: m is not best)
 
 
 def rows(comparison: Comparison, methods: list[Method], metrics: list[Metric], best: Metric | None) -> list[Row]:
     """Every row of the table: references first, then budget by budget, the best first."""
     index = {m.key: i for i, m in enumerate(methods)}
     spans = {m.key: _span(comparison.table, m) for m in metrics if m is best}
+    identical = _identical(comparison)
 
     def rank(row: MethodSummary) -> tuple[float, float]:
         value = row.mean.get(best.key) if best else None
@@ -93,35 +103,55 @@ def rows(comparison: Comparison, methods: list[Method], metrics: list[Metric], b
     return [
         Row(
             method=index[row.method],
-            label=row.label,
+            label=sentence_case(row.label),
             budget=row.budget,
             note=row.note,
             flag="over budget" if over_budget(comparison, row) else "",
-            cells=_cells(row, metrics, best, spans),
+            cells=_cells(row, metrics, best, spans, identical),
         )
         for row in sorted(comparison.table, key=rank)
     ]
 
 
 def _cells(
-    row: MethodSummary, metrics: list[Metric], best: Metric | None, spans: dict[str, tuple[float, float] | None]
+    row: MethodSummary,
+    metrics: list[Metric],
+    best: Metric | None,
+    spans: dict[str, tuple[float, float] | None],
+    identical: set[tuple[str, float | None, str]],
 ) -> list[Cell]:
-    speedup = Cell(f"{row.speedup:.2f}\u00d7" if row.speedup is not None else "\u2013", row.speedup)
-    passes = Cell(number(row.full_passes, 1), row.full_passes)
-    cells = [Cell(budget_text(row.budget), row.budget), passes, speedup]
-    for m in metrics:
+    cost = [
+        Cell(number(row.full_passes, 1), row.full_passes),
+        Cell(f"{row.speedup:.2f}\u00d7" if row.speedup is not None else "\u2013", row.speedup),
+    ]
+    cells = [Cell(budget_text(row.budget), row.budget)]
+    for m in _ordered(metrics, best):
         value, low, high = row.mean.get(m.key), row.low.get(m.key), row.high.get(m.key)
+        if value is None and (row.method, row.budget, m.key) in identical:
+            value = math.inf
         small = f"{m.text(low)} to {m.text(high)}" if low is not None and high is not None else ""
         cells.append(Cell(m.text(value), _sortable(value), small, _bar(spans.get(m.key), low, value, high)))
         if m is best:
             worst = row.worst.get(m.key)
-            cells.append(Cell(m.text(worst), _sortable(worst)))
+            cells += [Cell(m.text(worst), _sortable(worst)), *cost]
     failed = f"{row.num_failed} failed" if row.num_failed else ""
-    return [*cells, Cell(str(row.num_clips), row.num_clips, failed)]
+    return [*cells, *([] if best else cost), Cell(str(row.num_clips), row.num_clips, failed)]
 
 
-def _sortable(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
+def _identical(comparison: Comparison) -> set[tuple[str, float | None, str]]:
+    """Method, budget and metric of rows whose every clip equals its reference: infinitely near, not unknown."""
+    reasons: dict[tuple[str, float | None, str], set[bool]] = {}
+    for clip in comparison.clips:
+        for key in clip.metrics if clip.status == "ok" else ():
+            equal = clip.not_computed.get(key, "").startswith(_IDENTICAL)
+            reasons.setdefault((clip.method, clip.budget, key), set()).add(equal)
+    return {place for place, found in reasons.items() if found == {True}}
+
+
+def _sortable(value: float | None) -> float | str | None:
+    if value is None or math.isnan(value):
+        return None
+    return value if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")  # as JavaScript says it
 
 
 def _span(table: list[MethodSummary], metric: Metric) -> tuple[float, float] | None:
@@ -144,7 +174,6 @@ def _bar(
 def troubles(comparison: Comparison, methods: list[Method], metrics: dict[str, Metric]) -> Troubles:
     """What failed, was not run or was not computed."""
     labels = {m.key: m.label for m in methods}
-    unaccelerated = next((m.key for m in methods if m.is_reference), None)
     not_run = [(labels[c.method], budget_text(c.budget), c.note) for c in comparison.clips if c.status == "not_run"]
     has_clips = {(c.method, c.budget) for c in comparison.clips}
     not_run += [  # a method may have a row that says why it has no clips
@@ -160,8 +189,8 @@ def troubles(comparison: Comparison, methods: list[Method], metrics: dict[str, M
     missing = [
         (metrics[key].label if key in metrics else key, "", why)
         for c in comparison.clips
-        if c.method != unaccelerated  # to itself, it has no distance
         for key, why in c.not_computed.items()
+        if not why.startswith(_IDENTICAL)
     ]
     return Troubles(_grouped(not_run), _grouped(failed), _grouped(missing))
 

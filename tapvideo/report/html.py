@@ -39,7 +39,7 @@ def render_report(report: Report) -> str:
     return render_page(
         "report.html.j2",
         styles=("base.css", "report.css"),
-        scripts=("player.js", "report.js"),
+        scripts=("player.js", "maps.js", "report.js"),
         filters={"percent": percent},
         report=report,
         prompts=list(dict.fromkeys(clip.prompt for clip in report.clips)),
@@ -66,9 +66,13 @@ def _packed(maps: Sequence[ChoiceMap], labels: Sequence[str]) -> dict[str, Any]:
     shapes = {tuple(m.choice.shape) for m in maps}
     if len(shapes) != 1:
         raise ValueError(f"choice maps of branch {maps[0].branch!r} differ in size: {sorted(shapes)}")
-    raw = np.stack([_page_indices(m, labels) for m in maps]).tobytes()
-    data = base64.b64encode(zlib.compress(raw, 9)).decode()
+    data = packed_bytes(np.stack([_page_indices(m, labels) for m in maps]))
     return {"steps": [m.step for m in maps], "grid": list(shapes.pop()), "data": data}
+
+
+def packed_bytes(indices: np.ndarray) -> str:
+    """Small whole numbers, one byte each, as the page's script unpacks them."""
+    return base64.b64encode(zlib.compress(indices.astype(np.uint8).tobytes(), 9)).decode()
 
 
 def _page_indices(choice_map: ChoiceMap, labels: Sequence[str]) -> np.ndarray:

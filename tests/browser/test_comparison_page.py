@@ -244,6 +244,20 @@ def test_curves_follow_the_players_frame_and_lead_it(usual: Path, open_page: Any
     assert page.locator("[data-curve=framePsnr] .now").get_attribute("x1") != before
 
 
+def test_diagnostics_of_other_budgets_unfold_and_maps_show_a_step(usual: Path, open_page: Any):
+    page = open_page(usual)
+    opened = page.locator(".diagnostics details[open] summary")
+    assert opened.all_inner_texts() == ["2.5x"]
+    page.locator(".map").first.scroll_into_view_if_needed()
+    page.locator(".map .at").first.filter(has_text="step").wait_for()
+    label = page.locator(".map canvas").first.get_attribute("aria-label")
+    page.locator(".map .step").first.fill("1")
+    assert page.locator(".map .at").first.inner_text() == "step 5"
+    assert page.locator(".map canvas").first.get_attribute("aria-label") != label
+    page.locator(".diagnostics summary").last.click()
+    page.locator(".diagnostics details").last.locator(".plot svg").first.wait_for()
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("name", ["usual", "hostile"])
 def test_a_phone_scrolls_the_table_but_never_the_page(name: str, dark: bool, open_page: Any, request: Any):

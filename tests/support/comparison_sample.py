@@ -134,6 +134,29 @@ def _row(method: str, label: str, budget: float | None, clips: list[ClipResult],
     )  # fmt: skip
 
 
+def _at_budget(level: float) -> dict:
+    """As the harness writes them, with maps."""
+    names = ["per token", "per clip", "random", "oracle per token", "oracle global", "reuse"]
+    names += [f"order {order}, k{-back or ''}" for order in (1, 2) for back in range(3)]
+    steps = [i for i in range(3, STEPS) if i % 3]
+    labels = [name for name in names if name.startswith(("reuse", "order"))]
+    rng = random.Random(1)
+    return {
+        "verdict": "The choice per token does not earn its keep.",
+        "clips": 8,
+        "residual error, mean over steps": {name: level * (i + 1) for i, name in enumerate(names)},
+        "share of tokens by predictor": {name: 1 / len(labels) for name in labels},
+        "residual error by step": {"step": steps}
+        | {name: [level * (i + 1) * (1.2 + math.sin(s / 9)) for s in steps] for i, name in enumerate(names)},
+        "predictors": {
+            "labels": labels,
+            "steps": steps,
+            "grid": [5, 8, 8],
+            "choice": [[min(int(rng.expovariate(0.8)), len(labels) - 1) for _ in range(320)] for _ in steps],
+        },
+    }
+
+
 def diagnostics() -> dict:
     """Diagnostics of many shapes."""
     wave = [round(0.5 + 0.4 * math.sin(i / 4), 4) for i in range(STEPS)]
@@ -148,4 +171,6 @@ def diagnostics() -> dict:
         "error": {"tap": {"3": 0.02, "4": 0.03, "10": 0.05}, "mean_seconds": 0.01, "is_exact": False, "none": None},
         "recompute": [{"step": i, "share": 0.05 * i, "gain": 0.4 * i} for i in range(6)],
         "odd": [[1, 2], [3, "x"]],
+        "2.5x": _at_budget(0.1),
+        "5x": _at_budget(0.2),
     }

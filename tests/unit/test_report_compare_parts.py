@@ -1,18 +1,29 @@
 """Parts of the comparison's page: the order of methods, the shapes of diagnostics, the names of metrics."""
 
+import base64
+import json
 import math
+import zlib
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tapvideo.compare.results import ClipResult, Comparison, MethodSummary, PairedDifference
 from tapvideo.report.compare_answer import answer, chosen, place, standings
-from tapvideo.report.compare_diagnostics import diagnostic_blocks
+from tapvideo.report.compare_diagnostics import Block, diagnostic_groups
+from tapvideo.report.compare_maps import maps_record, read_maps
 from tapvideo.report.compare_methods import list_methods, reference_keys
 from tapvideo.report.compare_metrics import Metric, metric, metrics_of, number, primary
 from tapvideo.report.compare_table import rows
+from tapvideo.report.data import ChoiceMap
+from tapvideo.report.palette import palette
 
 PSNR, LPIPS, FLICKER = metric("psnr"), metric("lpips"), metric("flicker")
+
+
+def diagnostic_blocks(raw: dict) -> list[Block]:
+    return [block for group in diagnostic_groups(raw) for block in group.blocks]
 
 
 def row(method: str, budget: float | None, passes: float | None = None, **means: float | None) -> MethodSummary:
@@ -188,7 +199,7 @@ def test_diagnostics_by_shape():
         "Records": {"X": [(3.0, 1.0), (4.0, 2.0)]},
     }
     assert first.skipped == ["Odd"]
-    assert (nested.title, nested.facts) == ("Nested: Inner", [("Value", "0.1235")])
+    assert (nested.title, nested.facts) == ("Inner", [("Value", "0.1235")])
 
 
 def test_steps_beside_lists_are_their_axis():
@@ -197,6 +208,50 @@ def test_steps_beside_lists_are_their_axis():
         {"Error": [(10.0, 0.1), (20.0, 0.2)]},
         {"Other": [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)]},  # of another length: by its own index
     ]
+
+
+def test_top_level_objects_are_groups():
+    groups = diagnostic_groups({"note": "x", "2x": {"verdict": "a", "mean": {"b": 1.0}}, "5x": {"verdict": "c"}})
+    assert [(g.title, [b.title for b in g.blocks]) for g in groups] == [("", [""]), ("2x", ["", "Mean"]), ("5x", [""])]
+
+
+def test_maps_are_packed_as_the_script_unpacks_them():
+    choice = torch.arange(12, dtype=torch.int8).reshape(2, 2, 3) % 3
+    maps = [ChoiceMap(step, "cond", ("reuse", "order 1, k", "order 2, k"), choice) for step in (4, 7)]
+    raw = json.loads(json.dumps(maps_record(maps)))
+    (block,) = diagnostic_blocks({"predictors": raw})
+    (found,) = block.maps
+    assert (found.title, found.steps, found.grid, found.labels) == ("Predictors", [4, 7], (2, 2, 3), raw["labels"])
+    assert list(zlib.decompress(base64.b64decode(found.data))) == choice.flatten().tolist() * 2
+    assert found.colours == list(palette(raw["labels"]).values())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"choice": [[0] * 4]},
+        {"choice": [[0, 1, 2, 9]] * 2},
+        {"choice": [[0], [0, 1]]},
+        {"choice": [[0.5] * 4] * 2},
+        {"choice": "x"},
+        {"grid": [2, 2]},
+        {"labels": [1]},
+        {"steps": []},
+    ],
+)
+def test_maps_that_do_not_fit_together_are_no_maps(change: dict):
+    good = {"labels": ["a", "b", "c"], "steps": [1, 2], "grid": [1, 2, 2], "choice": [[0, 1, 2, 0]] * 2}
+    assert read_maps("m", good) is not None
+    assert read_maps("m", good | change) is None
+    diagnostic_groups({"m": good | change})
+
+
+def test_maps_of_different_sizes_make_no_record():
+    labels = ("a",)
+    sizes = [ChoiceMap(i, "cond", labels, torch.zeros(1, 1, i + 1, dtype=torch.int8)) for i in range(2)]
+    for maps in ([], sizes):
+        with pytest.raises(ValueError, match="the same size"):
+            maps_record(maps)
 
 
 def test_strange_diagnostics_do_not_raise():

@@ -79,7 +79,7 @@ function spread(values, log) {
   return log ? [from / room, to * room] : [from - room, to + room];
 }
 
-/* Curves with a cursor. `series`: [{ name, colour, points: [[x, y or null]], strong, mark }]; `say(x or null)` fills the
+/* Curves with a cursor. `series`: [{ name, colour, points: [[x, y or null]], strong, mark, dash }]; `say(x or null)` fills the
    readout; `pick(x)` is called on a click. Returns { again, mark(x) }: mark draws a second cursor from outside. */
 function curves(box, readout, { series, xLabel, yLabel, log = false, height = 240, unit = "", hint = "", pick = null, of = (x) => `${xLabel} ${x}` }) {
   let view = null, here = null, outside = null;
@@ -136,7 +136,7 @@ function curves(box, readout, { series, xLabel, yLabel, log = false, height = 24
 }
 
 /* One curve: a path with gaps where there is no value, and a dot for a value between gaps. */
-function line(view, { points, colour, strong, mark = null }, log) {
+function line(view, { points, colour, strong, mark = null, dash = 0 }, log) {
   const group = draw(view.svg, "g", { style: `color:${colour}`, class: strong ? "" : "faint" });
   const good = ([, y]) => y !== null && (!log || y > 0);
   let path = "";
@@ -146,7 +146,7 @@ function line(view, { points, colour, strong, mark = null }, log) {
     path += `${before ? "L" : "M"}${view.x(point[0]).toFixed(1)} ${view.y(point[1]).toFixed(1)}`;
     if (!before && !after) draw(group, "circle", { cx: view.x(point[0]), cy: view.y(point[1]), r: 2.4, fill: "currentColor" });
   });
-  draw(group, "path", { class: `line${strong ? " strong" : ""}`, d: path });
+  draw(group, "path", { class: `line${strong ? " strong" : ""}${dash ? ` dash-${dash}` : ""}`, d: path });
   if (!strong || mark === null) return;
   const usable = points.filter(good), every = Math.max(1, Math.ceil(usable.length / 6)); /* shades of one family look alike */
   usable.filter((_, i) => i % every === Math.floor(every / 2)).forEach(([x, y]) => {

@@ -7,8 +7,10 @@ if (frontierRoot) setUpFrontier(frontierRoot, watch);
 const table = document.querySelector("table");
 if (table) setUpTable(table.closest(".card"));
 
-for (const box of document.querySelectorAll(".diagnostics .plot")) {
-  const { series } = payload.charts[box.dataset.block][box.dataset.chart];
-  const list = series.map((s, i) => ({ ...s, colour: `var(--s${i % 8})`, strong: true }));
-  curves(box, box.parentElement.querySelector(".readout"), { series: () => list, xLabel: "step", yLabel: "", height: 200 });
+for (const box of document.querySelectorAll(".diagnostics [data-chart]")) {
+  const list = payload.charts[box.dataset.chart].map((s, i) => ({ ...s, colour: `var(--s${i % 8})`, dash: Math.floor(i / 8) % 3, strong: true }));
+  curves(box, box.parentElement.querySelector(".readout"), { series: () => list, xLabel: "step", yLabel: "", height: list.length > 6 ? 320 : 220 });
+}
+for (const root of document.querySelectorAll(".diagnostics .map")) {
+  whenSeen(root, () => setUpMap(root, payload.maps[root.dataset.map]));
 }

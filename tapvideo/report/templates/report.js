@@ -1,10 +1,5 @@
 const payload = JSON.parse(document.getElementById("payload").textContent);
-const palette = payload.colours.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
-
-async function inflate(base64) {
-  const stream = new Blob([bytes(base64)]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
+const palette = payload.colours.map(rgb);
 
 /* ---- players ---- */
 function setUpClipPlayer(root) {
@@ -80,7 +75,7 @@ async function setUpMaps(root, packed, video, player, onStep) {
 
   const draw = () => {
     const m = current(), position = Number(slider.value), base = position * t * h * w;
-    cells.forEach((cell, i) => paint(cell, m.choice.subarray(base + i * h * w, base + (i + 1) * h * w), only));
+    cells.forEach(({ map, frame }, i) => paint(map, m.choice.subarray(base + i * h * w, base + (i + 1) * h * w), palette, payload.labels, `frame ${frame + 1}`, only));
     at.textContent = `step ${m.steps[position]}`;
     slider.setAttribute("aria-valuetext", at.textContent);
     onStep(m.steps[position]);
@@ -139,20 +134,6 @@ function layOut(grid, t, h, w, player) {
     grid.append(figure);
     return { picture, map, frame };
   });
-}
-
-function paint({ map, frame }, choice, only) {
-  const context = map.getContext("2d"), image = context.createImageData(map.width, map.height);
-  const counts = new Map();
-  choice.forEach((index, i) => {
-    image.data.set(palette[index], 4 * i);
-    image.data[4 * i + 3] = only === null || only === index ? 255 : 36;
-    counts.set(index, (counts.get(index) ?? 0) + 1);
-  });
-  context.putImageData(image, 0, 0);
-  const top = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 3);
-  const parts = top.map(([index, n]) => `${payload.labels[index]} ${Math.round(100 * n / choice.length)} %`);
-  map.setAttribute("aria-label", `choices at frame ${frame + 1}: ${parts.join(", ")}`);
 }
 
 /* The clip's own pictures at the latent frames, taken from a silent copy of the video. */
