@@ -7,7 +7,7 @@ from pathlib import Path
 from tapvideo.config import ConfigError, GenerateConfig, RecomputeConfig, ScheduleConfig
 from tapvideo.console import Console, rank
 from tapvideo.enable import TapSummary
-from tapvideo.memory import check_room, kept_on_this_rank
+from tapvideo.memory import check_room, check_shards, kept_on_this_rank, num_tokens
 from tapvideo.outputs import Made, describe, describe_mean, mean_comparison, report_clip, report_of, write_clip
 from tapvideo.parallel.decode import DecodePlan, plan_decode, sharded_decoder
 from tapvideo.parallel.launch import check_same_latents, joined
@@ -125,13 +125,15 @@ def check_memory(pipe: WanPipeline, config: GenerateConfig, topology: Topology) 
     """What this rank will keep between steps, in words.
 
     Raises:
-        ConfigError: if kept keys and values will not fit.
+        ConfigError: if kept keys and values will not fit, or the tokens do not go with the number of ranks.
     """
+    size = latent_size(pipe, config)
+    check_shards(num_tokens(pipe.transformer, size), topology)
     kept = kept_on_this_rank(
         pipe.transformer,
         config.tap_config,
         topology,
-        latent_size=latent_size(pipe, config),
+        latent_size=size,
         num_steps=config.steps,
         branches=2 if config.guidance > 1 else 1,
     )

@@ -1,5 +1,6 @@
 """What TAP will keep between steps on this rank, known before the run, and whether there is room for it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,24 +54,45 @@ def kept_on_this_rank(
     if StepKind.FORECAST not in make_plan(config, num_steps):
         return Kept(0, 0)
     adapter = adapter_for(transformer)
-    latents = torch.empty(1, transformer.config.in_channels, *latent_size, device="meta")
-    t, h, w = adapter.token_grid(transformer, latents)
+    tokens = num_tokens(transformer, latent_size)
     blocks = [block for name in adapter.block_lists for block in getattr(transformer, name)]
     attention: Any = adapter.attentions(blocks)[0]
     heads, width = attention.heads, attention.inner_dim
-    own = -(-t * h * w // topology.sp.size)  # the largest shard
+    own = -(-tokens // topology.sp.size)  # the largest shard
     here = -(-branches // topology.cfg.size)
     streams = 2 if config.needs_probe else 1
     anchors = here * streams * config.anchors * own * width * transformer.dtype.itemsize
     if not config.recompute.budget:
         return Kept(anchors, 0)
     kept_layers = len(config.recompute.kv_layers) or len(blocks)
-    share = t * h * w if config.recompute.exchange == "allgather_kv" else own
+    share = tokens if config.recompute.exchange == "allgather_kv" else own
     elements = here * kept_layers * 2 * share * width
     return Kept(
         anchors,
         kept_bytes(elements, width // heads, dtype=transformer.dtype, kv_dtype=config.recompute.kv_dtype),
     )
+
+
+def num_tokens(transformer: Any, latent_size: tuple[int, int, int]) -> int:
+    """Tokens of latents of this size."""
+    latents = torch.empty(1, transformer.config.in_channels, *latent_size, device="meta")
+    return math.prod(adapter_for(transformer).token_grid(transformer, latents))
+
+
+def check_shards(tokens: int, topology: Topology) -> None:
+    """Refuse a mesh that the tokens cannot be spread over.
+
+    Raises:
+        ConfigError: if a rank would have none, or xfuser's attention is to work on uneven shards.
+    """
+    ranks, config = topology.sp.size, topology.config
+    if ranks > tokens:
+        raise ConfigError(f"parallel.sp={ranks} ranks cannot share {tokens} tokens; allowed: 1 to {tokens}")
+    if config.attention == "usp" and tokens % ranks:
+        raise ConfigError(
+            f"parallel.attention='usp' needs as many tokens on every rank, and {ranks} ranks do not divide {tokens}; "
+            "allowed: other sizes or ranks, or auto, ulysses, allgather_kv"
+        )
 
 
 def check_room(kept: Kept, config: TapConfig, device: torch.device) -> None:

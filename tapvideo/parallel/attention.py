@@ -65,6 +65,7 @@ class SequenceAttention:
         """The coming layers get these rows; a full step writes `kept`, a partial one reads and updates it."""
         self.rows, self.kept = rows, kept
 
+    @torch.compiler.disable  # blocks may be compiled; which rows take part changes from step to step
     def __call__(
         self,
         layer: int,

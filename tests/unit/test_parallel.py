@@ -1,9 +1,12 @@
 """The parts of sequence parallel that need no second rank: meshes, what goes together, ledgers, agreement."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tapvideo.checks import ConfigError
+from tapvideo.memory import check_shards
 from tapvideo.parallel.attention import resolve
 from tapvideo.parallel.comm import Comm
 from tapvideo.parallel.config import ParallelConfig
@@ -166,3 +169,24 @@ def test_an_aborted_run_leaves_nothing_to_the_next():
 def test_unknown_branches_cannot_be_split(branch):
     with pytest.raises(ValueError, match=r"parallel.cfg=2 needs a pipeline that names its guidance branches"):
         GuidanceExchange(TwoHalves())(branch, 1, 0, torch.empty(2), lambda: None)
+
+
+def test_more_ranks_than_tokens_are_refused():
+    many = replace(alone(), sp=TwoHalves())
+    check_shards(2, many)
+    with pytest.raises(ConfigError, match=r"parallel.sp=2 ranks cannot share 1 tokens; allowed: 1 to 1"):
+        check_shards(1, many)
+
+
+def test_usp_needs_even_shards():
+    config = ParallelConfig(attention="usp", groups="xfuser")
+    check_shards(4, replace(alone(), sp=TwoHalves(), config=config))
+    with pytest.raises(ConfigError, match=r"parallel.attention='usp' .* 2 ranks do not divide 5"):
+        check_shards(5, replace(alone(), sp=TwoHalves(), config=config))
+
+
+@pytest.mark.parametrize("exchange", ["ulysses", "allgather_kv"])
+def test_usp_goes_with_queries_that_travel(exchange):
+    assert resolve(full="usp", exchange="auto", heads=12, ranks=4) == ("usp", "allgather_q")
+    with pytest.raises(ValueError, match=r"allowed with it: allgather_q"):
+        resolve(full="usp", exchange=exchange, heads=12, ranks=4)

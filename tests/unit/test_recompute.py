@@ -1,5 +1,10 @@
 """Token recompute on one rank: who is stale, what layers keep, and what comes of it."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -130,6 +135,32 @@ def test_interval_one_stays_plain_and_disable_restores_processors(pipe, wan):
     tap.disable()
     assert [block.attn1.processor for block in pipe.transformer.blocks] == before
     assert torch.equal(wan.denoise(pipe), plain)
+
+
+COMPILED = """
+import torch, wan_random
+from tapvideo import ScheduleConfig, TapConfig, enable_tap
+from tapvideo.config import RecomputeConfig
+pipe = wan_random.random_pipeline()
+schedule = ScheduleConfig(kind="explicit", steps=[0, 1, 2, 6, 10, 15], warmup=1, min_steps=0)
+config = TapConfig(schedule=schedule, recompute=RecomputeConfig(budget=0.25))
+tap = enable_tap(pipe, config)
+eager = wan_random.denoise(pipe)
+tap.disable()
+pipe.transformer.compile_repeated_blocks(backend="eager")
+enable_tap(pipe, config)
+print((wan_random.denoise(pipe) - eager).abs().max().item())
+"""
+
+
+def test_compiled_blocks_recompute_alike():
+    """In a process of its own: the type checks that tests put around functions are not for dynamo's eyes."""
+    tests = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests / "support")])}
+    done = subprocess.run([sys.executable, "-c", COMPILED], env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= 1e-5
+    assert "recompile_limit" not in done.stderr
 
 
 def test_without_recompute_processors_are_left_alone(pipe):
