@@ -18,7 +18,7 @@ from tapvideo.compare.store import Reference, Store, digest, fingerprint_sources
 from tapvideo.config import as_dict
 from tapvideo.metrics import evaluate, frame_psnr, psnr
 from tapvideo.pipeline import WanPipeline
-from tapvideo.sample import Sample, StageSeconds, sample
+from tapvideo.sample import sample
 from tapvideo.video_io import write_mp4
 
 _PACKAGES = ("tapvideo", "torch", "diffusers", "transformers", "cache-dit")
@@ -30,7 +30,9 @@ _SHAPELESS = ("output_dir", "verbose", "compare", "dry_run", "quality", "tap", "
 class Take:
     """A clip in memory."""
 
-    sample: Sample
+    frames: Float[Tensor, "frames height width 3"]
+    seconds: float
+    """Of denoising."""
     latents: Float[Tensor, "steps b c t h w"]
     full_passes: float
 
@@ -87,7 +89,8 @@ class Studio:
         with counting(self.bench.pipe.transformer, ledger), method.apply(self.bench, settings) as config:
             ledger.clear()
             made = sample(recording, config, prompt, seed, lambda step: None)
-        return Take(made, half(recording.latents), ledger.full_passes(self.bench.branches))
+        passes = ledger.full_passes(self.bench.branches)
+        return Take(made.frames, made.seconds.denoise, half(recording.latents), passes)
 
     def reference(self, settings: Settings, prompt: str, seed: int) -> Reference:
         """An un-accelerated clip, possibly of other steps or another scheduler, from the store or made now."""
@@ -96,7 +99,7 @@ class Studio:
         if kept is not None:
             return kept
         take = self.take(PLAIN, settings, prompt, seed)
-        reference = Reference(take.sample.frames, take.latents, take.sample.seconds.denoise, take.full_passes)
+        reference = Reference(take.frames, take.latents, take.seconds, take.full_passes)
         self.store.write_reference(key, reference)
         if not settings:
             self._plain_seconds[prompt, seed] = reference.seconds
@@ -105,7 +108,7 @@ class Studio:
     def plain_seconds(self, prompt: str, seed: int) -> float:
         """Seconds of the un-accelerated clip in this process: a ratio to another day's would be of machines."""
         if (prompt, seed) not in self._plain_seconds:
-            self._plain_seconds[prompt, seed] = self.take(PLAIN, {}, prompt, seed).sample.seconds.denoise
+            self._plain_seconds[prompt, seed] = self.take(PLAIN, {}, prompt, seed).seconds
         return self._plain_seconds[prompt, seed]
 
     def clip(
@@ -134,7 +137,7 @@ class Studio:
             seconds = self.plain_seconds(prompt, seed)
             take = self.take(method, settings, prompt, seed if noise_seed is None else noise_seed)
             result = self._row(method, settings, prompt, seed, references, take)
-            result.speedup = seconds / take.sample.seconds.denoise
+            result.speedup = seconds / take.seconds
             return result, self._keep(key, take, result)
         return ClipResult(**kept), key
 
@@ -146,8 +149,7 @@ class Studio:
         key = self._clip_key(method, {}, prompt, seed, None)
         kept = self.store.read(key)
         if kept is None:
-            made = Sample(reference.frames, StageSeconds(text=0, denoise=reference.seconds, vae=0))
-            take = Take(made, reference.latents, reference.full_passes)
+            take = Take(reference.frames, reference.seconds, reference.latents, reference.full_passes)
             result = self._row(method, {}, prompt, seed, references, take)
             result.speedup = references[""].seconds / reference.seconds
             return result, self._keep(key, take, result)
@@ -160,7 +162,7 @@ class Studio:
         if kept is None:
             reference = self.reference({}, prompt, seed)
             take = self.take(method, settings, prompt, seed)
-            decibels = min(psnr(take.sample.frames, reference.frames), _IDENTICAL_DB)
+            decibels = min(psnr(take.frames, reference.frames), _IDENTICAL_DB)
             kept = {"full_passes": take.full_passes, "psnr": decibels}
             self.store.write(key, kept)
         return kept["full_passes"], kept["psnr"]
@@ -174,7 +176,7 @@ class Studio:
         references: dict[str, Reference],
         take: Take,
     ) -> ClipResult:
-        frames = take.sample.frames
+        frames = take.frames
         result = ClipResult(
             method=method.key,
             budget=None,
@@ -183,7 +185,7 @@ class Studio:
             status="ok",
             settings=settings,
             full_passes=take.full_passes,
-            denoise_seconds=take.sample.seconds.denoise,
+            denoise_seconds=take.seconds,
         )
         for name, reference in references.items():
             values, missing = evaluate(frames, reference.frames, self.config.metrics)
@@ -197,7 +199,7 @@ class Studio:
 
     def _keep(self, key: str, take: Take, result: ClipResult) -> str:
         path = self.store.path(key, "video.mp4")
-        write_mp4(path, take.sample.frames, fps=self.config.fps, crf=self.config.quality)
+        write_mp4(path, take.frames, fps=self.config.fps, crf=self.config.quality)
         self.store.write(key, asdict(result), ("video.mp4",))
         return key
 

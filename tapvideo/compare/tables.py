@@ -46,6 +46,7 @@ def summarise(method: str, label: str, budget: float | None, clips: list[ClipRes
     )
     for metric in dict.fromkeys(name for clip in good for name in clip.metrics):
         values = [value for clip in good if (value := clip.metrics[metric]) is not None]
+        row.mean[metric] = row.low[metric] = row.high[metric] = row.worst[metric] = None
         if values:
             row.worst[metric] = (min if _higher_is_better(metric) else max)(values)
         if len(values) == len(good):  # a mean over some of the clips would be of other clips than its neighbours'

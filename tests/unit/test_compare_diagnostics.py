@@ -1,0 +1,113 @@
+"""Diagnostics against cases whose answer is known."""
+
+import math
+
+import pytest
+import torch
+
+from tapvideo.compare.diagnostics import Shadow, agreement, choices, diagnose, verdict
+from tapvideo.compare.watch import StackCall, watched
+from tapvideo.config import ScheduleConfig, TapConfig
+from tapvideo.predictors import candidate_bank
+from tapvideo.select import forecast
+from tapvideo.stack import make_plan
+
+CONFIG = TapConfig(schedule=ScheduleConfig(interval=4, warmup=3, last=1), maps=False)
+STEPS = 14
+
+
+def shadowed(residual_at, probe_at):
+    shadow = Shadow(CONFIG, make_plan(CONFIG, STEPS))
+
+    def run():
+        shadow.begin()
+        for step in range(STEPS):
+            hidden = torch.zeros(1, 5, 6)
+            shadow.see(StackCall("cond", step, None, hidden, probe_at(step), hidden + residual_at(step)))
+
+    return shadow, run
+
+
+def linear(seed):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(2, 1, 5, 6, generator=generator)
+    return lambda step: a + b * step
+
+
+def test_straight_lines_are_forecast_exactly_by_order_one_and_by_the_choice():
+    found = diagnose(*shadowed(linear(0), linear(1)), num_clips=1)
+    mean = found["residual error, mean over steps"]
+    assert mean["order 1, k"] < 1e-3  # a square root of rounding
+    assert mean["per token"] < 1e-3
+    assert mean["oracle per token"] <= mean["oracle global"] < 1e-3
+    assert mean["reuse"] > 0.05
+    assert mean["random"] > mean["per token"]
+    assert found["residual error by step"]["step"] == [3, 4, 5, 7, 8, 9, 11, 12]
+
+
+def test_errors_are_those_of_forecasts_that_are_made():
+    """Second implementation: the forecast itself, against the truth."""
+    generator = torch.Generator().manual_seed(3)
+    residuals, probes = torch.randn(2, STEPS, 1, 5, 6, generator=generator)
+    found = diagnose(*shadowed(lambda s: residuals[s], lambda s: probes[s]), num_clips=1)
+    steps = found["residual error by step"]["step"]
+    for name, orders, back in (("reuse", [0], 0), ("order 2, k-1", [2], 1), ("order 1, k-4", [1], 4)):
+        for index, step in enumerate(steps):
+            anchors = [a for a in (0, 1, 2, 6, 10) if a < step][::-1][:3]
+            coords = [float(a) for a in anchors]
+            bank = candidate_bank(
+                coords, float(step), steps_ahead=step - anchors[0], family="taylor", orders=orders,
+                lookback=float(back), spacing=1.0,
+            )  # fmt: skip
+            made = forecast(torch.zeros(1, 5, 6), [residuals[a] for a in anchors], bank.weights[-1:, None])
+            error = (made - residuals[step]).norm() / residuals[step].norm()
+            assert found["residual error by step"][name][index] == pytest.approx(error.item(), rel=1e-4)
+
+
+def test_choices_bound_each_other():
+    proxy, missed = torch.rand(2, 40, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = choices(proxy, missed)
+    assert found["oracle per token"] <= found["oracle global"] <= found["random"]
+    assert found["oracle per token"] <= found["per token"]
+    assert found["random"] == pytest.approx(missed.mean(1).sum().item())
+    perfect = choices(missed, missed)
+    assert perfect["per token"] == perfect["oracle per token"]
+
+
+def test_agreement_of_perfect_and_of_reversed_proxies():
+    missed = torch.rand(40, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    same, reverse = agreement(missed**3, missed), agreement(-missed, missed)
+    assert same["spearman candidates"] == pytest.approx(1)
+    assert same["spearman tokens"] == pytest.approx(1)
+    assert same["top-1"] == 1
+    assert reverse["spearman candidates"] == pytest.approx(-1)
+    assert reverse["top-1"] == 0
+    assert same["top-1 by chance"] == pytest.approx(1 / 7)
+
+
+def test_spearman_of_a_textbook_example():
+    proxy, missed = torch.tensor([[1.0, 2, 3, 4, 5]]), torch.tensor([[2.0, 1, 4, 3, 5]])
+    assert agreement(proxy, missed)["spearman candidates"] == pytest.approx(1 - 6 * 4 / (5 * 24))
+
+
+def test_constant_proxy_has_no_order():
+    assert agreement(torch.ones(3, 4), torch.rand(3, 4))["spearman candidates"] == 0
+
+
+@pytest.mark.parametrize(("own", "said"), [(0.10, "earns its keep"), (0.1999, "does not"), (0.25, "does not")])
+def test_verdict_says_it_also_when_it_does_not(own, said):
+    mean = {"per token": own, "per clip": 0.3, "oracle per token": 0.05, "oracle global": 0.08, "random": 0.4}
+    text = verdict({**mean, "order 1, k": 0.2, "reuse": 0.5})
+    assert said in text
+    assert "order 1, k" in text
+
+
+def test_watch_sees_what_the_hook_would(wan, pipe):
+    calls = []
+    plain = wan.denoise(pipe)
+    with watched(pipe.transformer, calls.append):
+        assert torch.equal(wan.denoise(pipe), plain)
+    assert [(c.branch, c.step) for c in calls[:4]] == [("cond", 0), ("uncond", 0), ("cond", 1), ("uncond", 1)]
+    assert len(calls) == 32
+    assert not math.isclose((calls[0].output - calls[0].hidden).abs().sum().item(), 0)
+    assert torch.equal(wan.denoise(pipe), plain)
