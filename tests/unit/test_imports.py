@@ -15,7 +15,7 @@ HOMES = {
     "diffusers": ("models/", "pipeline.py", "tiny/", *PEERS),
     "transformers": ("pipeline.py", "tiny/"),
     "omegaconf": ("config.py", "cli/"),
-    "hydra": ("cli/",),
+    "hydra": ("cli/", "parallel/plan.py"),
     "xfuser": ("parallel/",),
     "matplotlib": ("report/",),
     "imageio_ffmpeg": ("video_io.py", "video_read.py", "metrics/"),
