@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 import imageio_ffmpeg
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -61,7 +62,7 @@ def _write_luma(path: Path, frames: Tensor) -> None:
     """Raw planar frames whose chroma is grey."""
     height, width = frames.shape[1:3]
     chroma = np.full(2 * ((height + 1) // 2) * ((width + 1) // 2), _NEUTRAL, "<u2").tobytes()
-    weights = frames.new_tensor([0.2126, 0.7152, 0.0722]).double()
+    weights = torch.tensor([0.2126, 0.7152, 0.0722], dtype=torch.float64, device=frames.device)
     with path.open("wb") as file:
         for frame in frames:
             luma = frame.double().clamp(0, 1) @ weights

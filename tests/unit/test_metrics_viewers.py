@@ -13,7 +13,18 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from tapvideo.metrics import IDENTICAL, METRICS, Metric, MetricUnavailable, alexnet_lpips, evaluate, flip, lpips, vmaf
+from tapvideo.metrics import (
+    IDENTICAL,
+    METRICS,
+    Metric,
+    MetricUnavailable,
+    alexnet_lpips,
+    evaluate,
+    ffmpeg_vmaf,
+    flip,
+    lpips,
+    vmaf,
+)
 
 
 def _clip(frames: int = 6, height: int = 64, width: int = 64) -> torch.Tensor:
@@ -59,6 +70,15 @@ def test_vmaf_is_what_ffmpeg_makes_of_the_frames_in_8_bits(tmp_path: Path, size)
     log = json.loads((tmp_path / "log").read_text())
     scores = [frame["metrics"]["vmaf"] for frame in log["frames"]]
     assert vmaf(other, clip) == pytest.approx(sum(scores) / len(scores), abs=0.3)
+
+
+def test_vmaf_gets_the_luma_of_bt709_in_its_10_bits(tmp_path: Path):
+    colours = torch.tensor([[0.0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1], [2, -1, -1]])
+    ffmpeg_vmaf._write_luma(tmp_path / "raw", colours[None, None].expand(2, 3, 6, 3))
+    frames = np.fromfile(tmp_path / "raw", "<u2").reshape(2, -1)
+    assert (frames[:, :18].reshape(2, 3, 6) == [64, 940, 250, 691, 127, 250]).all()  # 64 + 876 * weight, clipped
+    assert (frames[:, 18:] == 512).all()
+    assert frames.shape[1] == 18 + 2 * 2 * 3
 
 
 def test_vmaf_does_not_see_colour():

@@ -80,8 +80,9 @@ def test_groups_of_one_clip_are_clips():
 
 def test_groups_of_uneven_size_keep_the_weight_of_a_clip():
     # Drawn twice the large group: mean 0; once each: 1/4; twice the small one: 1.
-    found = bootstrap_mean([0.0, 0.0, 0.0, 1.0], groups=["a", "a", "a", "b"], confidence=0.4)
-    assert found == Estimate(0.25, 0.25, 0.25, 4)
+    values, groups = [0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"]
+    assert bootstrap_mean(values, groups=groups, confidence=0.4) == Estimate(0.25, 0.25, 0.25, 4)
+    assert bootstrap_mean(values, groups=groups) == Estimate(0.25, 0.0, 1.0, 4)
 
 
 def test_difference_is_paired():
