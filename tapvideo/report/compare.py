@@ -92,14 +92,13 @@ def render_comparison(
         troubles=troubles(comparison, methods, _metrics_of_clips(comparison, methods)),
         settings=json.dumps(comparison.settings, indent=2, ensure_ascii=False, default=str),
         payload=_payload(folder, comparison, methods, metrics, videos)
+        | _diagnostics_payload(groups)
         | {
             "budget": budget,
             "budgets": budgets,
             "best": best.key if best else None,
             "steps": plain(steps),
             "chosen": _first_choice(methods, top),
-            "charts": [_chart(chart.series) for g in groups for b in g.blocks for chart in b.charts],
-            "maps": [asdict(found) for g in groups for b in g.blocks for found in b.maps],
         },
     )
 
@@ -174,8 +173,14 @@ def _first_choice(methods: list[Method], top: Standing | None) -> list[int]:
     return [index[key] for key in dict.fromkeys(keys) if key in index]
 
 
-def _chart(series: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"name": name, "points": points} for name, points in series.items()]
+def _diagnostics_payload(groups: list[Group]) -> dict[str, Any]:
+    """Charts and maps, in the order of the page."""
+    blocks = [block for group in groups for block in group.blocks]
+    charts = [chart.series.items() for block in blocks for chart in block.charts]
+    return {
+        "charts": [[{"name": name, "points": points} for name, points in series] for series in charts],
+        "maps": [asdict(found) for block in blocks for found in block.maps],
+    }
 
 
 def _open_group(groups: list[Group], budget: float | None) -> str:
