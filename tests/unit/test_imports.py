@@ -17,6 +17,7 @@ HOMES = {
     "omegaconf": ("config.py", "cli/"),
     "hydra": ("cli/", "parallel/plan.py"),
     "xfuser": ("parallel/",),
+    "distvae": ("parallel/",),
     "matplotlib": ("report/",),
     "imageio_ffmpeg": ("video_io.py", "video_read.py", "metrics/"),
     "decord": ("video_read.py",),
