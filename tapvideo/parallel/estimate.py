@@ -204,21 +204,22 @@ def method_of(config: TapConfig, plan: Plan) -> Method:
 
 
 def _most_candidates(config: TapConfig, plan: Plan) -> int:
-    """Distinct predictors of the forecast step that has most of them."""
-    full: list[int] = []
-    counts = [1]
+    """Distinct predictors of the forecast step that has most anchors and lies furthest from them."""
+    full: list[float] = []
+    furthest: tuple[int, float, list[float]] | None = None
     for step, kind in enumerate(plan):
         if kind is StepKind.FULL:
-            full.insert(0, step)
-            continue
-        coords = [float(at) for at in full[: config.anchors]]
-        ahead = step - full[0]
-        bank = candidate_bank(
-            coords, step, steps_ahead=ahead, family=config.family, orders=config.orders, lookback=config.lookback,
-            spacing=config.spacing,
-        )  # fmt: skip
-        counts.append(len(bank.labels))
-    return max(counts)
+            full = [float(step), *full][: config.anchors]
+        elif furthest is None or (len(full), step - full[0]) > furthest[:2]:
+            furthest = len(full), step - full[0], full
+    if furthest is None:
+        return 1
+    _, ahead, coords = furthest
+    bank = candidate_bank(
+        coords, coords[0] + ahead, steps_ahead=ahead, family=config.family, orders=config.orders,
+        lookback=config.lookback, spacing=config.spacing,
+    )  # fmt: skip
+    return len(bank.labels)
 
 
 def _step(branch: Branch, kind: Kind, rows: Share | None, count: int, mesh: Mesh, machine: Machine) -> StepCost:
