@@ -56,7 +56,7 @@ class _Recording:
             self.latents.append(tensors["latents"].detach().cpu().clone())
             return callback_on_step_end(pipe, step, timestep, tensors)
 
-        return self._pipe(*args, callback_on_step_end=end_step, **kwargs)
+        return self._pipe(*args, **kwargs, **{"callback_on_step_end": end_step})
 
 
 def versions() -> dict[str, str]:

@@ -192,7 +192,9 @@ def verdict(mean: dict[str, float]) -> str:
     others = {name for name in mean if not name.startswith(("per ", "oracle", "random"))}
     fixed = min(others, key=lambda name: mean[name])
     rival = min(mean[fixed], mean["per clip"])
-    name = f"the best single predictor ({fixed})" if mean[fixed] == rival else "one choice per clip"
+    name = (
+        f"the best single predictor ({fixed}, picked in hindsight)" if mean[fixed] == rival else "one choice per clip"
+    )
     gain = 1 - own / rival
     earns = "earns its keep" if gain >= _LEAST_GAIN else "does not earn its keep"
     bounds = (

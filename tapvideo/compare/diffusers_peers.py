@@ -70,6 +70,12 @@ def _method(
     return Method(f"diffusers-{key}", f"{label} (diffusers {diffusers.__version__})", variants, apply, **more)
 
 
+def _timestep(bench: Bench) -> int:
+    now = bench.pipe.current_timestep
+    assert now is not None  # asked for inside the denoising loop only
+    return int(now)
+
+
 def _only(settings: Settings, knob: Knob) -> Callable[[Bench, float], list[Variant]]:
     return lambda bench, target: [Variant(settings, knob)]
 
@@ -144,7 +150,7 @@ def _pab(bench: Bench, settings: Settings) -> PyramidAttentionBroadcastConfig:
         cross_attention_block_skip_range=every,
         spatial_attention_timestep_skip_range=tuple(settings["timesteps"]),
         cross_attention_timestep_skip_range=tuple(settings["timesteps"]),
-        current_timestep_callback=lambda: int(bench.pipe.current_timestep),
+        current_timestep_callback=lambda: _timestep(bench),
     )
 
 
@@ -161,7 +167,7 @@ def _fastercache(bench: Bench, settings: Settings) -> FasterCacheConfig:
         unconditional_batch_timestep_skip_range=_EVERY_TIMESTEP,
         attention_weight_callback=lambda _: 0.5,
         tensor_format="BCFHW",
-        current_timestep_callback=lambda: int(bench.pipe.current_timestep),
+        current_timestep_callback=lambda: _timestep(bench),
     )
 
 

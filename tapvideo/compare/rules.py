@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from diffusers.hooks import ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext
 from torch import Tensor, nn
 
 from tapvideo.compare.methods import Bench, Knob, Method, NotPossible, Settings, Variant
-from tapvideo.compare.watch import StackCall, blocks_of, hooked, watched
+from tapvideo.compare.watch import StackCall, blocks_of, hooked, named_states, original_forward, watched
 from tapvideo.config import GenerateConfig
 from tapvideo.models import adapter_for
 
@@ -42,6 +42,13 @@ def _warm_variants(bench: Bench, target: float) -> list[Variant]:
 def relative_change(new: Tensor, old: Tensor) -> float:
     """Mean absolute change over the mean absolute old value."""
     return ((new - old).abs().mean() / old.abs().mean()).item()
+
+
+def must_be_full(context: CacheContext, warmup: int) -> bool:
+    """The first steps and the last one."""
+    if context.step_index is None or context.num_inference_steps is None:
+        raise NotPossible("the pipeline does not tell which step it is on")
+    return context.step_index < warmup or context.step_index == context.num_inference_steps - 1
 
 
 def fit_polynomial(bench: Bench, run: Callable[[], None]) -> Settings:
@@ -84,24 +91,23 @@ class _TeaFirst(ModelHook):
     def __init__(self, transformer: nn.Module, settings: Settings) -> None:
         super().__init__()
         self.adapter, self.settings = adapter_for(transformer), settings
-        self.states = StateManager(_TeaState)
+        self.states = named_states(_TeaState)
 
     def new_forward(self, module: nn.Module, *args: Any) -> Tensor:
         state: _TeaState = self.states.get_state()
         probe = self.adapter.modulated_input(module, *args)
         state.skips = not self._is_full(state, probe)
         state.probe, state.hidden = probe, args[0]
-        if state.skips:
+        if state.skips and state.residual is not None:
             return args[0] + state.residual
-        return self.fn_ref.original_forward(*args)
+        return original_forward(self)(*args)
 
     def _is_full(self, state: _TeaState, probe: Tensor) -> bool:
-        context = self.states.context
         if state.probe is not None:
             change = relative_change(probe, state.probe)
             state.change += max(0.0, float(np.polyval(self.settings["polynomial"], change)))
-        warms_up = context.step_index < self.settings["warmup"] or context.step_index == context.num_inference_steps - 1
-        full = warms_up or state.residual is None or state.change >= self.settings["threshold"]
+        full = state.residual is None or state.change >= self.settings["threshold"]
+        full |= must_be_full(self.states.context, self.settings["warmup"])
         if full:
             state.change = 0.0
         return full
@@ -122,8 +128,8 @@ class _TeaNext(ModelHook):
         state: _TeaState = self.first.states.get_state()
         if state.skips:
             return args[0]
-        output = self.fn_ref.original_forward(*args)
-        if self.is_last:
+        output = original_forward(self)(*args)
+        if self.is_last and state.hidden is not None:
             state.residual = output - state.hidden
         return output
 
@@ -164,16 +170,17 @@ class _Easy(ModelHook):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.settings = settings
-        self.states = StateManager(_EasyState)
-        self.decided: tuple[int, bool] | None = None
+        self.states = named_states(_EasyState)
+        self.decided_step: int | None = None
+        self.is_full = True
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state, context = self.states.get_state(), self.states.context
         latents = args[0] if args else kwargs["hidden_states"]
-        if self.decided is None or self.decided[0] != context.step_index:
-            self.decided = (context.step_index, self._is_full(state, latents))
-        if self.decided[1] or state.difference is None or kwargs.get("return_dict", True):
-            result = self.fn_ref.original_forward(*args, **kwargs)
+        if self.decided_step != context.step_index:
+            self.decided_step, self.is_full = context.step_index, self._is_full(state, latents)
+        if self.is_full or state.difference is None or kwargs.get("return_dict", True):
+            result = original_forward(self)(*args, **kwargs)
             self._learn(state, latents, result[0])
         else:
             result = (latents + state.difference,)
@@ -181,11 +188,10 @@ class _Easy(ModelHook):
         return result
 
     def _is_full(self, state: _EasyState, latents: Tensor) -> bool:
-        context = self.states.context
         if state.rate is not None and state.latents is not None and state.output is not None:
             state.change += state.rate * ((latents - state.latents).abs().mean() / state.output.abs().mean()).item()
-        warms_up = context.step_index < self.settings["warmup"] or context.step_index == context.num_inference_steps - 1
-        full = warms_up or state.rate is None or state.change >= self.settings["threshold"]
+        full = state.rate is None or state.change >= self.settings["threshold"]
+        full |= must_be_full(self.states.context, self.settings["warmup"])
         if full:
             state.change = 0.0
         return full
@@ -199,7 +205,7 @@ class _Easy(ModelHook):
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.states.reset()
-        self.decided = None
+        self.decided_step = None
         return module
 
 

@@ -29,13 +29,7 @@ from tapvideo.sample import sample
 from tapvideo.stack import make_plan
 from tapvideo.weights import find_weights
 
-_REFERENCE_LABELS = {
-    "euler50": "Euler, as many steps",
-    "unipc50": "UniPC, as many steps",
-    "ode": "the ODE's solution",
-    "plain-rerun": "un-accelerated, once more at the end",
-    "other-seed": "un-accelerated, another seed",
-}
+_SCHEDULERS = {"unipc": "UniPC", "euler": "Euler"}
 
 
 def all_methods(config: CompareConfig) -> dict[str, Method]:
@@ -235,7 +229,7 @@ def verdicts(comparison: Comparison) -> list[str]:
 def write(work: _Run, methods: list[Method], tuned: dict[tuple[str, float], Tuned]) -> None:
     """The results so far."""
     comparison, config = work.comparison, work.config
-    labels = {"plain": PLAIN.label, **_REFERENCE_LABELS}
+    labels = _reference_labels(config)
     by_row: dict[tuple[str, float | None], list[ClipResult]] = {}
     for clip in comparison.clips:
         by_row.setdefault((clip.method, clip.budget), []).append(clip)
@@ -251,6 +245,18 @@ def write(work: _Run, methods: list[Method], tuned: dict[tuple[str, float], Tune
         fair = [rival for rival in rivals if tuned[rival, budget].on_budget]
         comparison.differences += differences(comparison.clips, fair, budget)
     save(work.folder, comparison)
+
+
+def _reference_labels(config: CompareConfig) -> dict[str, str]:
+    own, steps = _SCHEDULERS[config.scheduler], config.steps
+    others = {f"{name}{steps}": f"{label}, {steps} steps" for name, label in _SCHEDULERS.items()}
+    return {
+        "plain": f"un-accelerated ({own}, {steps} steps)",
+        **others,
+        "ode": f"the ODE's solution ({own}, {config.ode_steps} steps)",
+        "plain-rerun": "un-accelerated, once more at the end",
+        "other-seed": "un-accelerated, another seed",
+    }
 
 
 def _empty(config: CompareConfig, command: str) -> Comparison:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
@@ -38,13 +38,23 @@ class NoState(BaseState):
         """Nothing to forget."""
 
 
+def named_states(state: type[BaseState]) -> StateManager:
+    """One state per `cache_context`; diffusers' annotation asks for an instance where it means the class."""
+    return StateManager(cast(BaseState, state))
+
+
+def original_forward(hook: ModelHook) -> Callable[..., Any]:
+    """What a hook stands in front of, once it is registered."""
+    return cast(Callable[..., Any], hook.fn_ref.original_forward)
+
+
 class _Head(ModelHook):
     _is_stateful = True  # so that the pipeline's context reaches it
 
     def __init__(self, adapter: ModelAdapter) -> None:
         super().__init__()
         self.adapter = adapter
-        self.states = StateManager(NoState)
+        self.states = named_states(NoState)
         self.seen: tuple[Tensor, Tensor] | None = None
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
