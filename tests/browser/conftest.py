@@ -36,6 +36,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
             reduced_motion="reduce" if calm else "no-preference",
             offline=True,
         )
+        context.set_default_timeout(120_000)  # milliseconds: a busy machine is no failure
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: problems.append(message.text))
