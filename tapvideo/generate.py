@@ -203,6 +203,7 @@ class Session:
         if _compares(config):
             with accelerated(self.pipe, unaccelerated(config), self.topology):
                 baseline = self._make(job, "baseline", full_plan(config.steps))
+        self.topology.ledger.clear()  # the record tells of accelerated clips
         with accelerated(self.pipe, config, self.topology) as tap:
             made = self._make(job, config.tap.name if config.tap.enabled else "plain", self.plan)
             if tap is None or not config.tap.enabled:

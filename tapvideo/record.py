@@ -98,7 +98,7 @@ class RunRecord:
     mesh: dict[str, int] = field(default_factory=lambda: {"dp": 1, "cfg": 1, "sp": 1})
     """Ranks on every axis."""
     messages: dict[str, dict[str, Messages]] = field(default_factory=dict)
-    """What rank 0 received from other ranks, by kind of step and of message."""
+    """What rank 0 received from other ranks for its last clip, by kind of step and of message."""
 
     def save(self, path: Path) -> None:
         """Write the record, whole or not at all."""
