@@ -105,7 +105,8 @@ def _by_rows(vae: Any, clip: Comm) -> Iterator[None]:
         parallelize_decoder(vae, clip.group)
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        is_told = isinstance(error, PeerLost)
+        if not is_told and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise PeerLost(f"another rank of this run does not answer ({str(error).splitlines()[0]})") from error
         raise
     finally:

@@ -192,3 +192,15 @@ def lose_a_peer(vae):
 
 def test_a_lost_peer_is_told_as_such():
     assert run_ranks(2, lose_a_peer, random_vae())[0].startswith("another rank of this run does not answer (")
+
+
+def pass_on(vae, error):
+    topology = build_topology(ParallelConfig(), CPU)
+    with pytest.raises(RuntimeError) as caught, sharded_decoder(vae, ROWS, topology):
+        raise error
+    return type(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("error", [PeerLost("gloo: told before"), RuntimeError("out of memory")])
+def test_other_errors_are_passed_on_as_they_are(error):
+    assert run_ranks(2, pass_on, random_vae(), error) == [(type(error), str(error))] * 2
