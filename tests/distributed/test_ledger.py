@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from wan_random import random_transformer
 
 from tapvideo import ScheduleConfig, TapConfig, enable_tap
+from tapvideo.cli import ledger
 from tapvideo.config import RecomputeConfig
 from tapvideo.parallel.arch import Architecture
 from tapvideo.parallel.attention import EXCHANGES
@@ -139,10 +140,12 @@ def names_for(ranks):
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])
 def measured(request):
-    """Every case on so many ranks, by case and rank; forked once, since that takes longer than a case."""
-    names = names_for(request.param)
-    found = run_ranks(request.param, run_all, names) if request.param > 1 else [run_all(names)]
-    return {name: [rank[name] for rank in found] for name in names}
+    """Every case on so many ranks, by case and rank; several a fork, which takes longer than a case."""
+    names, measured = names_for(request.param), {}
+    for some in (names[i : i + 8] for i in range(0, len(names), 8)):
+        found = run_ranks(request.param, run_all, some) if request.param > 1 else [run_all(some)]
+        measured |= {name: [rank[name] for rank in found] for name in some}
+    return measured
 
 
 def foretold(case, everyone, rank):
@@ -232,3 +235,21 @@ def test_cases_have_what_they_are_named_for(measured):
         if name == "some_ranks_recompute_nothing" and len(everyone) > 1:
             forecasts = [[own["records"][2, "cond"][2] for own in everyone]]
             assert sum(forecasts[0]) == 1
+
+
+def test_table_of_the_readme(capsys):
+    """Every byte as foretold on two ranks, and the numbers that the README gives."""
+    ledger.main(["--ranks", "2"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    cells = {(row[0].strip("| "), row[1]): row[-1].rstrip(" |") for row in rows}
+    assert cells["full", "ulysses"] == "1,310,720 / 1,310,720 [1]"
+    assert cells["forecast", "projected output"] == "40,960 / 40,960 [32]"
+    assert cells["recompute 10%", "ulysses"] == "131,072 / 131,072 [0.1]"
+    assert cells["recompute 25%", "allgather_q"] == "328,960 / 328,960 [0.251]"
+    assert len(rows) == 14
+
+
+def test_table_needs_ranks_that_divide_the_heads(capsys):
+    with pytest.raises(SystemExit):
+        ledger.main(["--ranks", "3"])
+    assert "--ranks 3 is not possible; allowed: 2, 4, 8" in capsys.readouterr().err
