@@ -10,7 +10,7 @@ from tapvideo.enable import TapSummary
 from tapvideo.memory import check_room, check_shards, kept_on_this_rank, num_tokens
 from tapvideo.outputs import Made, describe, describe_mean, mean_comparison, report_clip, report_of, write_clip
 from tapvideo.parallel.decode import DecodePlan, plan_decode, sharded_decoder
-from tapvideo.parallel.launch import check_same_latents, joined
+from tapvideo.parallel.launch import check_agreement, check_same_latents, joined
 from tapvideo.parallel.topology import AXES, Topology
 from tapvideo.pipeline import (
     WanPipeline,
@@ -75,6 +75,7 @@ def make_all(
     pipe = load_pipeline(config)
     check_branches(config, topology)
     decode = plan_decode(config.parallel, topology, pipe.vae, height=config.height, width=config.width)
+    check_agreement(topology, {"decoding (parallel.vae)": decode.how})  # DistVAE may be missing on one machine
     session = Session(pipe, config, plan, topology, decode, console)
     console.say(f"{config.tap.name}: {plan_summary(plan)}\n{strip(plan)}")
     if topology.world.size > 1:

@@ -21,7 +21,7 @@ class ClipResult:
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     """The method's own knobs as they were set for this budget."""
     full_passes: float | None = None
-    """Full-pass equivalents per guidance branch: FLOPs of all transformer calls over those of one un-accelerated call."""
+    """Full-pass equivalents per guidance branch: FLOPs of all transformer calls over those of one plain call."""
     denoise_seconds: float | None = None
     speedup: float | None = None
     """Denoising seconds of the un-accelerated clip over this clip's."""

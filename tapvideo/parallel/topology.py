@@ -6,7 +6,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from tapvideo.checks import ConfigError
 from tapvideo.parallel.comm import Comm
@@ -93,12 +92,24 @@ def build_topology(config: ParallelConfig, device: torch.device) -> Topology:
 
         groups = xfuser_groups(sizes, ring=config.ring)
     else:
-        mesh = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
-        groups = {name: mesh.get_group(name) for name in AXES}
+        groups = _axis_groups(sizes, timedelta(seconds=config.timeout))
     dp, cfg, sp = (Comm(groups[name] if size > 1 else None, ledger) for name, size in zip(AXES, sizes, strict=True))
     world = Comm(dist.group.WORLD, ledger)
     clip = _clip_comm(dp, cfg, sp, world, timedelta(seconds=config.timeout))
     return Topology(config, dp, cfg, sp, clip, world, ledger)
+
+
+def _axis_groups(sizes: tuple[int, int, int], timeout: timedelta) -> dict[str, dist.ProcessGroup]:
+    """This rank's group on every axis, laid out as torch's DeviceMesh does, which would not pass the timeout on."""
+    mesh = torch.arange(math.prod(sizes)).view(sizes)
+    groups: dict[str, dist.ProcessGroup] = {}
+    for dim, (name, size) in enumerate(zip(AXES, sizes, strict=True)):
+        if size > 1:
+            ranks = mesh.movedim(dim, -1).reshape(-1, size).tolist()
+            group, _ = dist.new_subgroups_by_enumeration(ranks, timeout=timeout)
+            assert isinstance(group, dist.ProcessGroup)  # every rank is in one
+            groups[name] = group
+    return groups
 
 
 def _clip_comm(dp: Comm, cfg: Comm, sp: Comm, world: Comm, timeout: timedelta) -> Comm:

@@ -1,10 +1,13 @@
 """P ranks make what one rank makes: latents, chosen predictors, recomputed tokens."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import run_ranks
+from torch.distributed.device_mesh import init_device_mesh
 from wan_random import denoise, random_pipeline, random_transformer
 
 from tapvideo import ScheduleConfig, TapConfig, enable_tap
@@ -134,3 +137,25 @@ def test_half_precision_differs_by_rounding_only(ranks, exchange):
 def without_grad(function, *args):
     with torch.no_grad():
         return function(*args)
+
+
+def axes(parallel):
+    """Ranks of this rank's group on every axis, as made here and as DeviceMesh has them, and the groups' timeouts."""
+    topology = build_topology(parallel, torch.device("cpu"))
+    sizes = [getattr(topology, name).size for name in ("dp", "cfg", "sp")]
+    mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("dp", "cfg", "sp"))
+    groups = {name: getattr(topology, name).group for name in ("dp", "cfg", "sp")}
+    made = {name: dist.get_process_group_ranks(group) for name, group in groups.items() if group}
+    expected = {name: dist.get_process_group_ranks(mesh.get_group(name)) for name in made}
+    return (
+        made,
+        expected,
+        [group._get_backend(torch.device("cpu")).options._timeout for group in groups.values() if group],
+    )
+
+
+@pytest.mark.parametrize("sizes", [{"dp": 2, "cfg": 2}, {"cfg": 2, "sp": 2}, {"dp": 2, "sp": 2}, {"sp": 4}])
+def test_axes_are_those_of_a_device_mesh_and_know_the_timeout(sizes):
+    for made, expected, timeouts in run_ranks(4, axes, ParallelConfig(**sizes, timeout=77)):
+        assert made == expected
+        assert set(timeouts) == {timedelta(seconds=77)}
