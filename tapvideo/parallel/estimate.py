@@ -173,11 +173,12 @@ def estimate(clip: Clip, config: TapConfig, plan: Plan, mesh: Mesh, attention: s
     }
     if stale:
         steps["recompute"] = _step(branch, "forecast", Share.even(stale, mesh.sp), count, mesh, machine)
+    keeping = count if StepKind.FORECAST in plan else 0  # nothing is kept where nobody will ask for it
     room = Room(
         clip.arch.transformer_bytes(clip.dtype) if clip.offload != "group" else 0,
         clip.arch.pipeline_bytes(clip.dtype) if clip.offload == "none" else 0,
-        count * branch.anchor_bytes(),
-        count * branch.kept_kv_bytes(),
+        keeping * branch.anchor_bytes(),
+        keeping * branch.kept_kv_bytes(),
         recompute.kv_offload,
     )
     return Estimate(mesh, full, exchange, stale, steps, room, plan)

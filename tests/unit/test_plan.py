@@ -197,6 +197,11 @@ def test_anchors_are_two_streams_of_as_many_full_steps_as_are_remembered():
     assert branch_of(1, has_probe=False, anchors=1).anchor_bytes() == 75600 * 5120 * 2
 
 
+def test_nothing_is_kept_where_every_step_is_full():
+    room = planned("world=1", "schedule=full", "scaling=[1]").chosen.room
+    assert (room.anchors, room.kept) == (0, 0)
+
+
 def test_what_does_not_fit_is_said_with_the_numbers():
     text = as_markdown(planned("world=1", "scaling=[1]", "gpu_gib=80"))
     assert "kept keys and values take 115.4 GiB" in text
