@@ -70,10 +70,12 @@ def _import() -> Any:
 @contextmanager
 def _quiet() -> Generator[None]:
     """It reports on every switch; a comparison switches it hundreds of times."""
-    logger = logging.getLogger("CACHE_DIT")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    handlers = logging.getLogger("CACHE_DIT").handlers  # which all of its loggers share
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)

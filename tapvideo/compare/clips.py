@@ -23,6 +23,7 @@ from tapvideo.video_io import write_mp4
 
 _PACKAGES = ("tapvideo", "torch", "diffusers", "transformers", "cache-dit")
 _IDENTICAL_DB = 200.0  # stands for infinite in a mean by which variants are ranked
+_AGAINST_OTHERS = ("psnr", "ssim")  # to other references than the un-accelerated clip: the rest costs more than clips
 _SHAPELESS = ("output_dir", "verbose", "compare", "dry_run", "quality", "tap", "schedule", "seeds", "prompt", "model")
 
 
@@ -188,7 +189,8 @@ class Studio:
             denoise_seconds=take.seconds,
         )
         for name, reference in references.items():
-            values, missing = evaluate(frames, reference.frames, self.config.metrics)
+            names = [metric for metric in self.config.metrics if not name or metric in _AGAINST_OTHERS]
+            values, missing = evaluate(frames, reference.frames, names)
             suffix = f"@{name}" if name else ""
             result.metrics |= {metric + suffix: value for metric, value in values.items()}
             result.not_computed |= {metric + suffix: why for metric, why in missing.items()}
