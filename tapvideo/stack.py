@@ -154,6 +154,7 @@ class TapStack(nn.Module):
         """
         if self.shard.is_whole:
             return
+        self.shard.comm.ledger.turn(-1, "trace")
         weight = len(self.shard.positions)
         for record in self.trace.records:
             if record.choice is not None:

@@ -4,7 +4,8 @@ Bytes are per rank and layer in units of (tokens x width) numbers, for P ranks a
 
     full step    ulysses 4 (P - 1) / P^2     allgather_kv 2 (P - 1) / P
     recompute    ulysses 4 f (P - 1) / P^2   allgather_kv 2 f (P - 1) / P
-                                             allgather_q  (2 + heads / width) f (P - 1) / P
+                                             allgather_q  (2 + heads / width) f (P - 1) / P, in fp32; in half
+                                             precision the fp32 log-sums count double
 
 `ulysses` (DeepSpeed Ulysses, arXiv 2309.14509) trades tokens for heads and back, so each rank attends with its heads
 over all tokens; its K/V are kept by head. `allgather_kv` keeps all K/V on every rank. `allgather_q` keeps them where

@@ -112,6 +112,7 @@ def check_same_latents(topology: Topology, latents: torch.Tensor) -> None:
     """
     digest = hashlib.sha256(latents.detach().float().cpu().numpy().tobytes()).digest()[:7]
     own = torch.tensor([int.from_bytes(digest)], device=latents.device)
+    topology.ledger.turn(-1, "agreement")
     everyone = topology.clip.all_gather(own, [1] * topology.clip.size, what="agreement").tolist()
     if len(set(everyone)) > 1:
         raise PeerLost("ranks have come to different latents: they are not of the same kind of device or software")
