@@ -25,7 +25,7 @@ from tapvideo.trace import StepRecord, Trace, timed
 logger = logging.getLogger(__name__)
 
 RECOMPUTED = "recomputed"
-"""What maps and shares call a token that ran through the blocks on a forecast step."""
+"""What maps, shares and reports call a token that ran through the blocks on a forecast step."""
 
 RECOMPUTE = "recompute"
 """What the ledger calls a forecast step on which tokens are recomputed."""

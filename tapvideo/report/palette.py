@@ -5,6 +5,11 @@ from collections.abc import Iterable
 
 _LABEL = re.compile(r"order (\d+), k(?:-([\d.]+))?$")
 
+RECOMPUTED = "recomputed"
+"""A token that was not forecast after all."""
+
+_LAST_FAMILY = 99
+
 # From dark to light. Grey, blue, orange stay apart for every kind of colour vision.
 RAMPS = (
     ("#8b959c", "#c6cdd1"),
@@ -28,7 +33,9 @@ def palette(labels: Iterable[str]) -> dict[str, str]:
 
 
 def _rank(label: str) -> tuple[int, float, str]:
-    """Order and distance of a predictor; one that has neither is grey, like plain reuse."""
+    """Order and distance of a predictor; what has neither is grey, like plain reuse; recomputed tokens come last."""
+    if label == RECOMPUTED:
+        return _LAST_FAMILY, 0.0, label
     found = _LABEL.match(label)
     return (int(found[1]), float(found[2] or 0), label) if found else (0, 0.0, label)
 

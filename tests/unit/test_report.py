@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tapvideo.report import ChoiceMap, Clip, Report, Step, render_report, steps_and_maps, write_report
-from tapvideo.report.palette import palette
+from tapvideo.report.palette import RECOMPUTED, palette
 from tapvideo.schedule import StepKind
+from tapvideo.stack import RECOMPUTED as STACK_RECOMPUTED
 from tapvideo.trace import StepRecord, Stopwatch, Trace
 from tapvideo.video_io import write_mp4
 
@@ -262,3 +263,10 @@ def test_palette_gives_orders_hues_and_distances_lightness():
     assert len(set(colours.values())) == 5
     blues = [sum(bytes.fromhex(colours[label][1:])) for label in list(colours)[1:4]]
     assert blues == sorted(blues)
+
+
+def test_recomputed_tokens_have_a_colour_of_their_own():
+    colours = palette(["recomputed", "reuse", "order 1, k", "order 2, k"])
+    assert list(colours)[-1] == "recomputed"
+    assert len(set(colours.values())) == 4
+    assert RECOMPUTED == STACK_RECOMPUTED
