@@ -80,9 +80,21 @@ class Studio:
     config: CompareConfig
     weights: str
     """Fingerprint of the model's files."""
-    sources: str = field(default_factory=fingerprint_sources)
     _plain_seconds: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
     """Un-accelerated denoising seconds of this session, for ratios between neighbours in time."""
+    _common: dict[str, Any] = field(init=False)
+    """What shapes every clip."""
+
+    def __post_init__(self) -> None:
+        """Gather what shapes every clip: once, for it takes a while."""
+        base = {name: value for name, value in as_dict(self.bench.config).items() if name not in _SHAPELESS}
+        self._common = {
+            "base": base,
+            "weights": self.weights,
+            "device": self.bench.pipe.device.type,
+            "versions": versions(),
+            "sources": fingerprint_sources(),
+        }
 
     def take(self, method: Method, settings: Settings, prompt: str, seed: int) -> Take:
         """One clip, un-accelerated or not, made now."""
@@ -216,9 +228,7 @@ class Studio:
         return self._key({**shape, **measured})
 
     def _key(self, values: dict[str, Any]) -> str:
-        base = {name: value for name, value in as_dict(self.bench.config).items() if name not in _SHAPELESS}
-        where = {"device": self.bench.pipe.device.type, "versions": versions(), "sources": self.sources}
-        return digest({**values, "base": base, "weights": self.weights, **where})
+        return digest({**values, **self._common})
 
 
 PLAIN = Method("plain", "un-accelerated", lambda bench, target: [], plain)

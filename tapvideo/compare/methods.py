@@ -83,4 +83,3 @@ class Tuned:
     note: str = ""
     failed: bool = False
     """It cannot run; the note says why."""
-    on_budget: bool = True

@@ -16,7 +16,7 @@ from tapvideo.compare.own import configured, fewer_steps, preset
 from tapvideo.compare.results import ClipResult, Comparison
 from tapvideo.compare.rules import rule_methods
 from tapvideo.compare.store import Reference, Store, fingerprint_weights
-from tapvideo.compare.tables import OURS, differences, render, save, summarise
+from tapvideo.compare.tables import OURS, at_equal_compute, differences, render, save, summarise
 from tapvideo.compare.tuning import Tuner, land
 from tapvideo.compare.watch import watched
 from tapvideo.config import ConfigError, as_dict
@@ -95,10 +95,10 @@ def run(config: CompareConfig, *, command: str = "") -> Path:
         for seed in config.seeds:
             console.say(f"[{index + 1}/{len(reporting)}] {prompt}, seed {seed}")
             work.comparison.clips += make_job(work, methods, tuned, prompt, seed)
-            write(work, methods, tuned)  # after every job: an interrupted comparison keeps what it has
+            write(work, methods)  # after every job: an interrupted comparison keeps what it has
     if config.diagnostics and "paper" in config.presets:
         work.comparison.diagnostics = diagnostics(work, tuned, reporting)
-    write(work, methods, tuned)
+    write(work, methods)
     targets = {budget: config.target(budget) for budget in config.budgets}
     console.say(render(work.comparison, targets, config.tolerance))
     for verdict in verdicts(work.comparison):
@@ -226,7 +226,7 @@ def verdicts(comparison: Comparison) -> list[str]:
     return [f"{budget}: {found['verdict']}" for budget, found in comparison.diagnostics.items()]
 
 
-def write(work: _Run, methods: list[Method], tuned: dict[tuple[str, float], Tuned]) -> None:
+def write(work: _Run, methods: list[Method]) -> None:
     """The results so far."""
     comparison, config = work.comparison, work.config
     labels = _reference_labels(config)
@@ -239,10 +239,10 @@ def write(work: _Run, methods: list[Method], tuned: dict[tuple[str, float], Tune
         summarise(key, labels.get(key, key), budget, clips, notes.get(key, "") if clips[0].status == "ok" else "")
         for (key, budget), clips in by_row.items()
     ]
-    rivals = [method.key for method in methods if method.key != OURS]
     comparison.differences = []
     for budget in config.budgets:
-        fair = [rival for rival in rivals if tuned[rival, budget].on_budget]
+        rows = [row for row in comparison.table if row.budget == budget and row.method != OURS]
+        fair = [row.method for row in rows if at_equal_compute(row, config.target(budget), config.tolerance)]
         comparison.differences += differences(comparison.clips, fair, budget)
     save(work.folder, comparison)
 

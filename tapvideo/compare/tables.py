@@ -42,7 +42,9 @@ def summarise(method: str, label: str, budget: float | None, clips: list[ClipRes
         low={},
         high={},
         worst={},
-        note=note or next((clip.note for clip in clips if clip.note), ""),
+        note="; ".join(
+            dict.fromkeys(said for said in (*(clip.note for clip in clips[:1]), *_failures(clips), note) if said)
+        ),
     )
     for metric in dict.fromkeys(name for clip in good for name in clip.metrics):
         values = [value for clip in good if (value := clip.metrics[metric]) is not None]
@@ -68,6 +70,10 @@ def differences(clips: list[ClipResult], rivals: Iterable[str], budget: float) -
         for metric in dict.fromkeys(name for own, _ in pairs for name in own.metrics):
             found += _difference(metric, rival, budget, pairs)
     return found
+
+
+def _failures(clips: list[ClipResult]) -> list[str]:
+    return [clip.note for clip in clips if clip.status == "failed"][:1]
 
 
 def _difference(
@@ -120,8 +126,10 @@ def render(comparison: Comparison, targets: dict[float, float], tolerance: float
         target = targets.get(budget) if budget else None
         title = f"{budget:g} x, {target:.1f} full passes" if budget and target else "references, against the first"
         lines += ["", title, f"{'method':<44}{'passes':>7}{'faster':>8}  {'PSNR [95 %]':<22}{'worst':>6}  {'SSIM':>6}"]
-        rows.sort(key=lambda row: (not _at(row, target, tolerance), -(row.mean.get("psnr") or -1.0)))
-        lines += [_line(row, _at(row, target, tolerance)) for row in (rows if budget else _in_order(comparison))]
+        rows.sort(key=lambda row: (not at_equal_compute(row, target, tolerance), -(row.mean.get("psnr") or -1.0)))
+        lines += [
+            _line(row, at_equal_compute(row, target, tolerance)) for row in (rows if budget else _in_order(comparison))
+        ]
         lines += [_difference_line(d, comparison) for d in comparison.differences if _shown(d, budget)]
     return "\n".join(lines)
 
@@ -130,8 +138,8 @@ def _in_order(comparison: Comparison) -> list[MethodSummary]:
     return [row for row in comparison.table if row.budget is None]
 
 
-def _at(row: MethodSummary, target: float | None, tolerance: float) -> bool:
-    """Whether a row is at its budget's compute; 1 % more than tuned for is what other prompts may cost."""
+def at_equal_compute(row: MethodSummary, target: float | None, tolerance: float) -> bool:
+    """Whether a row is at its budget's full passes, on the clips it reports; 1 % is left for these being others."""
     if target is None:
         return True
     return row.full_passes is not None and abs(row.full_passes - target) <= (tolerance + 0.01) * target

@@ -57,7 +57,7 @@ class Tuner:
         if not landed:
             nearest = min(trials, key=lambda t: self._off(t, target))
             note = f"does not land on {target:.1f} full passes: the nearest it comes is {nearest.full_passes:.1f}"
-            return Tuned(nearest.settings, nearest.full_passes, note, on_budget=False)
+            return Tuned(nearest.settings, nearest.full_passes, note)
         best = max(landed, key=lambda t: self._psnr(method, t.settings)) if len(landed) > 1 else landed[0]
         return Tuned(best.settings, best.full_passes)
 

@@ -18,12 +18,15 @@ def composed(*overrides):
 
 def test_python_and_yaml_have_the_same_defaults():
     config = composed()
-    assert replace(config, model=ModelConfig()) == CompareConfig()
+    assert replace(config, model=ModelConfig(), methods=[]) == CompareConfig()
+    left_out = {"cache-dit-dbcache-foca", "cache-dit-dbcache-dmd"}
+    assert set(config.methods) == set(all_methods(config)) - left_out
     assert config.presets == default_presets()
 
 
 def test_full_preset_is_what_the_readme_reports():
     config = composed("preset=full")
+    assert config.methods == []
     assert (config.budgets, config.num_prompts, len(config.seeds)) == ([2.0, 2.5, 3.5, 5.0], 16, 2)
     assert config.ode_steps >= 2 * config.steps
     assert len(read_sets(config)[1]) == 16
