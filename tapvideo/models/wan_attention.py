@@ -35,7 +35,8 @@ class WanSequenceProcessor:
         heads = (attn.heads, -1)
         query, key = attn.norm_q(query).unflatten(2, heads), attn.norm_k(key).unflatten(2, heads)
         query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
-        out = self.attention(self.layer, query, key, value.unflatten(2, heads), self._kernel)
+        attend: Any = self.attention  # torch types what `compiler.disable` returns as no method
+        out = attend(self.layer, query, key, value.unflatten(2, heads), self._kernel)
         out = out.flatten(2, 3).type_as(query)
         return attn.to_out[1](attn.to_out[0](out))
 
