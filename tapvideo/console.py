@@ -1,5 +1,6 @@
 """What a run says while it runs: on rank 0, and only where it is asked to."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ class Console:
 
     def __init__(self, *, verbose: bool) -> None:
         self.loud = verbose and rank() == 0
+        if rank():
+            logging.getLogger("tapvideo").setLevel(logging.ERROR)  # one rank warns for all
 
     def say(self, text: str) -> None:
         """Print a line."""

@@ -75,7 +75,7 @@ def make_all(
     pipe = load_pipeline(config)
     check_branches(config, topology)
     decode = plan_decode(config.parallel, topology, pipe.vae, height=config.height, width=config.width)
-    check_agreement(topology, {"decoding (parallel.vae)": decode.how})  # DistVAE may be missing on one machine
+    check_agreement(topology.world, {"decoding (parallel.vae)": decode.how})  # DistVAE may be missing on one machine
     session = Session(pipe, config, plan, topology, decode, console)
     console.say(f"{config.tap.name}: {plan_summary(plan)}\n{strip(plan)}")
     if topology.world.size > 1:

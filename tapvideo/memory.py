@@ -1,6 +1,7 @@
 """What TAP will keep between steps on this rank, known before the run, and whether there is room for it."""
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,11 +103,13 @@ def check_room(kept: Kept, config: TapConfig, device: torch.device) -> None:
         ConfigError: with the number of bytes that are needed and free.
     """
     where = torch.device("cpu") if config.recompute.kv_offload else device
-    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else psutil.virtual_memory().available
-    if kept.kv and kept.kv + kept.anchors > free:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # the ranks of a machine share its memory
+    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else psutil.virtual_memory().available // local
+    beside = kept.anchors if where.type == device.type else 0
+    if kept.kv and kept.kv + beside > free:
         raise ConfigError(
             f"tap.recompute.budget={config.recompute.budget} keeps {kept.kv / _GIB:.1f} GiB of keys and values on this "
-            f"rank, beside {kept.anchors / _GIB:.1f} GiB of anchors, and {free / _GIB:.1f} GiB of {where.type} memory "
+            f"rank, beside {beside / _GIB:.1f} GiB of anchors, and {free / _GIB:.1f} GiB of {where.type} memory "
             "are free; allowed: what fits, e.g. with tap.recompute.kv_dtype=fp8, a list of tap.recompute.kv_layers, "
             "tap.recompute.kv_offload=true, or more ranks"
         )

@@ -63,6 +63,12 @@ def resolve_device(config: GenerateConfig) -> torch.device:
         raise ConfigError(
             f"device={config.device!r}: torch sees {torch.cuda.device_count()} CUDA devices here; allowed: auto, cpu"
         )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cuda" and local > torch.cuda.device_count():  # said by every rank, so that the first is heard
+        raise ConfigError(
+            f"device={config.device!r}: {local} ranks on a machine where torch sees {torch.cuda.device_count()} CUDA "
+            "devices; allowed: one rank a device, or cpu"
+        )
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device={config.device!r} is not supported; allowed: auto, cpu, cuda, cuda:N")
     if device.type == "cpu" and config.offload != "none":

@@ -1,5 +1,6 @@
 """`tapvideo-generate` and `launch/generate.py`: Hydra config in, exit code out."""
 
+import os
 import re
 import shlex
 import signal
@@ -29,7 +30,8 @@ def main() -> None:
     try:
         _app()
     except KeyboardInterrupt:
-        _complain("interrupted")
+        if rank() == 0:
+            _complain("interrupted")
         sys.exit(EXIT_INTERRUPT)
 
 
@@ -53,13 +55,14 @@ def _app(raw: DictConfig) -> None:
     try:
         overrides = HydraConfig.get().overrides.task
         run(GenerateConfig.from_hydra(raw), command=shlex.join(["tapvideo-generate", *overrides]))
-    except (ConfigError, RunFailed) as error:
-        _complain(str(error))
+    except (ConfigError, PeerLost, RunFailed) as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # before ranks have joined: one voice per machine
+            _complain(str(error))
         sys.exit(exit_code(error))
     except RankFailed as failed:
         if not isinstance(failed.error, ConfigError | RunFailed | PeerLost):
             traceback.print_exception(failed.error)  # not foreseen: whoever mends it wants to know where
-        _complain(str(failed), rank_=failed.rank)
+        _complain(str(failed))
         sys.exit(exit_code(failed.error))
     except Hushed:
         sys.exit(EXIT_RUN)
@@ -70,10 +73,9 @@ def exit_code(error: Exception) -> int:
     return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_RUN
 
 
-def _complain(text: str, *, rank_: int = 0) -> None:
-    """In one line, from rank 0, or from the one rank that failed first."""
-    if rank() == rank_:
-        print(f"tapvideo-generate: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+def _complain(text: str) -> None:
+    """In one line."""
+    print(f"tapvideo-generate: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
 
 
 def _terminate(signum: int, _frame: FrameType | None) -> None:

@@ -19,6 +19,8 @@ class RunClock:
     _callers: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
     """Who has called at this step: transformer and branch."""
     _timestep: float = float("inf")
+    _release: Callable[[], None] | None = None
+    """Of the transformer at work."""
 
     def told(self, caller: tuple[int, str], step: int, num_steps: int) -> int:
         """The run of a call whose step is told: a new one where steps go back, repeat, or are of another number."""
@@ -37,6 +39,12 @@ class RunClock:
             self._begin(num_steps)
         self._timestep = self._timestep if timestep is None else timestep
         return self.run
+
+    def take_over(self, release: Callable[[], None]) -> None:
+        """The transformer that `release` belongs to is at work; whichever was before it lets go of its anchors."""
+        if self._release is not None and self._release != release:
+            self._release()
+        self._release = release
 
     def _begin(self, num_steps: int) -> None:
         self.run += 1

@@ -15,7 +15,7 @@ from tapvideo.models import adapter_for
 from tapvideo.models.base import ModelAdapter
 from tapvideo.models.clock import RunClock
 from tapvideo.parallel.attention import SequenceAttention, resolve
-from tapvideo.parallel.guidance import GuidanceExchange
+from tapvideo.parallel.guidance import BRANCHES, GuidanceExchange
 from tapvideo.parallel.shard import TokenShard
 from tapvideo.parallel.topology import Topology
 from tapvideo.parallel.usp import UspAttention
@@ -155,6 +155,8 @@ class TapHook(ModelHook):
         branch, step = (where.branch, where.step) if where else (None, -1)
         like = self.adapter.empty_output(module, latents)
         result = self.guidance(branch, self.clock.run, step, like, lambda: self._forward(module, args, kwargs))
+        if self.stack.call and branch != BRANCHES[self.guidance.comm.rank]:
+            self.stack.call[1].num_calls += 1  # steps that are not told are counted, wherever they run
         plain = isinstance(result, tuple) and kwargs.get("return_dict", True)
         return Transformer2DModelOutput(sample=result[0]) if plain else result
 
@@ -172,6 +174,11 @@ class TapHook(ModelHook):
         """Forget all anchors, as pipelines ask for at the end of a run."""
         self.states.reset()
         return module
+
+    def release(self) -> None:
+        """Let go of what takes room: another expert has taken over."""
+        for state in self.states._state_cache.values():
+            state.branch.release()
 
     def _locate(
         self, latents: Tensor, timestep: Tensor | None, module: nn.Module
@@ -192,6 +199,7 @@ class TapHook(ModelHook):
             state = named.enter(self.clock.told((id(self), told.name), step, num_steps))
         if not 0 <= step < num_steps:
             return self._give_up(f"step {step} lies outside a run of {num_steps}")
+        self.clock.take_over(self.release)
         self.trace.grid = self.adapter.token_grid(module, latents)
         return StepContext(told.name, step, num_steps, told.sigma), state
 

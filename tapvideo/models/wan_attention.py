@@ -19,6 +19,15 @@ class WanSequenceProcessor:
         self.layer = layer
         self.attention = attention
 
+    @property
+    def _attention_backend(self) -> Any:
+        """What diffusers' `set_attention_backend` sets, on every processor that has one."""
+        return self.original._attention_backend
+
+    @_attention_backend.setter
+    def _attention_backend(self, backend: Any) -> None:
+        self.original._attention_backend = backend
+
     def __call__(
         self,
         attn: WanAttention,
@@ -47,8 +56,7 @@ class WanSequenceProcessor:
 
     def _kernel(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The attention backend that the model is set to."""
-        backend: Any = self.original._attention_backend
-        return dispatch_attention_fn(query, key, value, dropout_p=0.0, is_causal=False, backend=backend)
+        return dispatch_attention_fn(query, key, value, dropout_p=0.0, is_causal=False, backend=self._attention_backend)
 
 
 def rotate(

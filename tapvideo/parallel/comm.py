@@ -98,11 +98,19 @@ class Comm:
         try:
             collective(*args, group=self.group)
         except RuntimeError as error:
+            if not _is_about_a_peer(error):
+                raise
             raise PeerLost(f"another rank of this run does not answer ({str(error).splitlines()[0]})") from error
 
     def _count(self, rows: Tensor, counts: Sequence[int], what: str) -> None:
         row_bytes = rows.element_size() * math.prod(rows.shape[1:])
         self.ledger.count(what, row_bytes * (sum(counts) - counts[self.rank]))
+
+
+def _is_about_a_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed for what is not here; it may also fail for want of memory, or for shapes."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "Gloo", "NCCL", "Connection"))
 
 
 def _gather_collective() -> Callable[..., Any]:

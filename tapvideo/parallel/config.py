@@ -31,8 +31,9 @@ class ParallelConfig:
     """Who makes the process groups: torch's DeviceMesh (`mesh`) or `xfuser` (extra, NVIDIA GPUs)."""
     vae: str = "auto"
     """Who decodes: `rank0` of a clip's group, `all` alike, `distvae` together (extra); `auto` is distvae if it can."""
-    timeout: float = 300.0
-    """Seconds after which a rank that does not answer is taken for lost."""
+    timeout: float = 1800.0
+    """Seconds after which a rank that does not answer is taken for lost; more than decoding on one rank takes. A rank
+    that has died is noticed at once."""
 
     def __post_init__(self) -> None:
         """Check every value."""

@@ -78,3 +78,4 @@ class GuidanceExchange:
         for name, prediction in zip(BRANCHES, everyone, strict=True):
             if name != BRANCHES[self.comm.rank]:
                 self._predictions[name].copy_(prediction)
+        self._predictions = {}

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from tapvideo.checks import ConfigError
-from tapvideo.parallel.comm import PeerLost
+from tapvideo.parallel.comm import Comm, PeerLost
 from tapvideo.parallel.config import ParallelConfig
 from tapvideo.parallel.topology import Topology, alone, build_topology, mesh_sizes
 
@@ -39,7 +40,7 @@ def world_size() -> int:
 
 @contextmanager
 def joined(config: ParallelConfig, device: torch.device, facts: Mapping[str, Any]) -> Iterator[Topology]:
-    """The mesh of this run's ranks, for the length of a block.
+    """The mesh of this run's ranks, for the length of a block; a process whose block failed must end.
 
     Args:
         config: sizes of the mesh.
@@ -48,6 +49,7 @@ def joined(config: ParallelConfig, device: torch.device, facts: Mapping[str, Any
 
     Raises:
         ConfigError: if the mesh does not fit the number of ranks.
+        PeerLost: if the ranks do not find each other.
         RankFailed: if anything goes wrong on this rank first; `__cause__` is what did.
         Hushed: if another rank was first.
     """
@@ -57,9 +59,8 @@ def joined(config: ParallelConfig, device: torch.device, facts: Mapping[str, Any
         return
     store = start_ranks(config, device)
     try:
-        topology = build_topology(config, device)
-        check_agreement(topology, facts)
-        yield topology
+        check_agreement(Comm(dist.group.WORLD), {"parallel": asdict(config), **facts})  # other meshes would not meet
+        yield build_topology(config, device)
     except Exception as error:
         # The group is left as it is: waiting for ranks that are gone could take until the timeout.
         if not _is_first(store):
@@ -74,26 +75,33 @@ def start_ranks(config: ParallelConfig, device: torch.device) -> dist.Store:
 
     Returns:
         A store that all ranks share.
+
+    Raises:
+        PeerLost: if the ranks do not find each other.
     """
     timeout = timedelta(seconds=config.timeout)
-    store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "nccl"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    try:
+        store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise PeerLost(f"{world_size()} ranks did not find each other in {config.timeout:g} s ({reason})") from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"tapvideo-{attempt}", store)
 
 
-def check_agreement(topology: Topology, facts: Mapping[str, Any]) -> None:
+def check_agreement(world: Comm, facts: Mapping[str, Any]) -> None:
     """Stop ranks that were started for different things, before they wait for each other in vain.
 
     Raises:
         ConfigError: naming what differs, and on which ranks.
     """
     words = {name: json.dumps(value, sort_keys=True, default=str) for name, value in facts.items()}
-    everyone = topology.world.exchange_objects(words)
+    everyone = world.exchange_objects(words)
     for name, own in everyone[0].items():
         others = {rank: their.get(name) for rank, their in enumerate(everyone) if their.get(name) != own}
         if others:

@@ -14,6 +14,8 @@ from tapvideo.parallel.ledger import Ledger
 
 AXES = ("dp", "cfg", "sp")
 
+_CLIP_LIMIT = timedelta(days=7)
+
 
 @dataclass(frozen=True, slots=True)
 class Topology:
@@ -106,7 +108,10 @@ def _axis_groups(sizes: tuple[int, int, int], timeout: timedelta) -> dict[str, d
     for dim, (name, size) in enumerate(zip(AXES, sizes, strict=True)):
         if size > 1:
             ranks = mesh.movedim(dim, -1).reshape(-1, size).tolist()
-            group, _ = dist.new_subgroups_by_enumeration(ranks, timeout=timeout)
+            # Groups that make different clips wait for each other as long as a clip takes; a rank that is stuck is
+            # noticed by the others of its own clip.
+            limit = _CLIP_LIMIT if name == "dp" else timeout
+            group, _ = dist.new_subgroups_by_enumeration(ranks, timeout=limit)
             assert isinstance(group, dist.ProcessGroup)  # every rank is in one
             groups[name] = group
     return groups

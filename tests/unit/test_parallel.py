@@ -8,7 +8,7 @@ import torch
 from tapvideo.checks import ConfigError
 from tapvideo.memory import check_shards
 from tapvideo.parallel.attention import resolve
-from tapvideo.parallel.comm import Comm
+from tapvideo.parallel.comm import Comm, PeerLost
 from tapvideo.parallel.config import ParallelConfig
 from tapvideo.parallel.guidance import GuidanceExchange
 from tapvideo.parallel.ledger import Ledger
@@ -190,3 +190,19 @@ def test_usp_goes_with_queries_that_travel(exchange):
     assert resolve(full="usp", exchange="auto", heads=12, ranks=4) == ("usp", "allgather_q")
     with pytest.raises(ValueError, match=r"allowed with it: allgather_q"):
         resolve(full="usp", exchange=exchange, heads=12, ranks=4)
+
+
+def fails_with(error):
+    def collective(*args, group):
+        raise error
+
+    return collective
+
+
+def test_only_what_is_about_a_peer_is_a_lost_peer():
+    gloo = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+    with pytest.raises(PeerLost, match="Connection closed by peer"):
+        Comm()._do(fails_with(gloo))
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        Comm()._do(fails_with(torch.OutOfMemoryError("CUDA out of memory")))
+    assert not isinstance(caught.value, PeerLost)

@@ -234,3 +234,12 @@ def test_foreign_attention_is_refused_and_nothing_stays_behind(pipe, wan):
         enable_tap(pipe, with_recompute(budget=0.5))
     pipe.transformer.blocks[1].attn1.processor = original
     assert torch.equal(wan.denoise(pipe), plain)
+
+
+def test_attention_backends_reach_our_processor(pipe):
+    tap = enable_tap(pipe, with_recompute(budget=0.5))
+    pipe.transformer.set_attention_backend("_native_math")
+    assert pipe.transformer.blocks[0].attn1.processor.original._attention_backend == "_native_math"
+    pipe.transformer.reset_attention_backend()
+    tap.disable()
+    assert pipe.transformer.blocks[0].attn1.processor._attention_backend is None
