@@ -65,6 +65,13 @@ def render_comparison(
     shown = table_metrics(metrics, best)
     groups = diagnostic_groups(comparison.diagnostics)
     steps = full_steps(comparison)
+    payload = {
+        "budget": budget,
+        "budgets": budgets,
+        "best": best.key if best else None,
+        "steps": plain(steps),
+        "chosen": _first_choice(methods, top),
+    }
     return render_page(
         "compare.html.j2",
         styles=("base.css", "compare.css"),
@@ -91,15 +98,7 @@ def render_comparison(
         open_group=_open_group(groups, budget),
         troubles=troubles(comparison, methods, _metrics_of_clips(comparison, methods)),
         settings=json.dumps(comparison.settings, indent=2, ensure_ascii=False, default=str),
-        payload=_payload(folder, comparison, methods, metrics, videos)
-        | _diagnostics_payload(groups)
-        | {
-            "budget": budget,
-            "budgets": budgets,
-            "best": best.key if best else None,
-            "steps": plain(steps),
-            "chosen": _first_choice(methods, top),
-        },
+        payload=payload | _payload(folder, comparison, methods, metrics, videos) | _diagnostics_payload(groups),
     )
 
 

@@ -80,26 +80,32 @@ def wait_for_rank(process, rank):
     return next(child for child in children if child.environ().get("RANK") == str(rank))
 
 
-def test_ranks_with_different_prompts_do_not_wait_for_each_other(overrides):
+@pytest.mark.parametrize(
+    ("first", "second", "named"),
+    [
+        ("prompt=a red circle", "prompt=a circle moving left", "prompt differs between ranks"),
+        ("parallel.cfg=2", "parallel.sp=2", "parallel differs between ranks"),  # whose groups would never meet
+    ],
+)
+def test_ranks_that_were_started_for_different_things_do_not_wait_for_each_other(overrides, first, second, named):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**QUIET, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    prompts = ["a red circle", "a circle moving left"]
     processes = [
         subprocess.Popen(
-            [sys.executable, LAUNCHER, *overrides, f"prompt={prompt}"],
+            [sys.executable, LAUNCHER, *overrides, override],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank, prompt in enumerate(prompts)
+        for rank, override in enumerate([first, second])
     ]
     results = [finish(process) for process in processes]
     told = "".join(err for _, _, err in results)
     assert all(code in (1, 2) for code, _, _ in results)
-    assert told.count("prompt differs between ranks") == 1
+    assert told.count(named) == 1
     assert "Traceback" not in told
 
 
