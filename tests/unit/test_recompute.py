@@ -243,3 +243,15 @@ def test_attention_backends_reach_our_processor(pipe):
     pipe.transformer.reset_attention_backend()
     tap.disable()
     assert pipe.transformer.blocks[0].attn1.processor._attention_backend is None
+
+
+def test_ranks_of_one_machine_share_its_memory(pipe, monkeypatch):
+    config = with_recompute(budget=0.25)
+    kept = kept_on_this_rank(pipe.transformer, config, alone(), latent_size=(3, 4, 4), num_steps=16, branches=2)
+    enough = type("Memory", (), {"available": 2 * (kept.kv + kept.anchors)})()
+    monkeypatch.setattr("psutil.virtual_memory", lambda: enough)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    check_room(kept, config, torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="are free"):
+        check_room(kept, config, torch.device("cpu"))

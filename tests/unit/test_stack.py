@@ -149,3 +149,21 @@ def test_token_grid_is_frames_rows_columns(wan, pipe):
     tap = enable_tap(pipe)
     wan.denoise(pipe, frames=5, size=32, width=64)
     assert tap.trace.grid == (2, 2, 4)
+
+
+def test_the_first_expert_lets_go_of_its_anchors_at_the_hand_over(wan, pipe):
+    pipe.transformer_2 = wan.random_transformer(seed=5)
+    pipe.register_to_config(boundary_ratio=0.9)
+    enable_tap(pipe, TapConfig())
+    held = []
+
+    def look(pipe, step, timestep, tensors):
+        hooks = [t._diffusers_hook.get_hook("tapvideo") for t in (pipe.transformer, pipe.transformer_2)]
+        held.append([sum(s.branch.num_bytes for s in hook.states._state_cache.values()) for hook in hooks])
+        return {}
+
+    wan.denoise(pipe, callback_on_step_end=look)
+    first, second = zip(*held, strict=True)
+    assert max(first) > 0
+    assert max(second) > 0
+    assert all(not (one and other) for one, other in held)
