@@ -5,7 +5,15 @@ import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ModelConfig, as_dict, config_dir
+from tapvideo.config import (
+    ConfigError,
+    ForecastConfig,
+    GenerateConfig,
+    ModelConfig,
+    RecomputeConfig,
+    as_dict,
+    config_dir,
+)
 from tapvideo.metrics import METRICS
 from tapvideo.run_folder import slug
 
@@ -20,6 +28,9 @@ def default_presets() -> dict[str, ForecastConfig]:
         "taylor1": ForecastConfig(name="taylor1", orders=[1], lookback=0.0, anchors=2),
         "taylor2": ForecastConfig(name="taylor2", orders=[2], lookback=0.0),
         "lagrange2": ForecastConfig(name="lagrange2", family="lagrange", orders=[2], lookback=0.0),
+        "recompute": ForecastConfig(name="recompute", recompute=RecomputeConfig(budget=0.1)),
+        "recompute5": ForecastConfig(name="recompute5", recompute=RecomputeConfig(budget=0.05)),
+        "recompute20": ForecastConfig(name="recompute20", recompute=RecomputeConfig(budget=0.2)),
     }
 
 

@@ -1,11 +1,12 @@
 """Full-pass equivalents: FLOPs of what ran inside the transformer over those of one un-accelerated call.
 
 Counting every operation would slow small models down by more than the methods under test speed them up. So the FLOPs
-of each part (attention, cross-attention and feed-forward of every block; embeddings; head) are counted once, and a run
-only notes which parts ran. The note is taken innermost, below the hooks of whatever acceleration is on.
+of each part (attention, cross-attention and feed-forward of every block; embeddings; head) are counted once for every
+shape of input that it gets, some of the tokens for instance, and a run only notes which parts ran on what. The note is
+taken innermost, below the hooks of whatever acceleration is on.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,15 +18,20 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 _HOOK_NAME = "tapvideo_flops"
 
+Shapes = tuple[tuple[int, ...], ...]
+"""Of all tensors that a part is given."""
+
 
 @dataclass(slots=True)
 class FlopLedger:
     """What has run since the last `clear`."""
 
     costs: dict[str, float]
-    """FLOPs of every part, by its name in the transformer."""
+    """FLOPs of every part on all tokens, by its name in the transformer."""
     per_call: float
     """FLOPs of one un-accelerated call."""
+    known: dict[tuple[str, Shapes], float]
+    """FLOPs of a part on inputs of these shapes."""
     flops: float = 0.0
     runs: dict[str, int] = field(default_factory=dict[str, int])
     """How often each part ran."""
@@ -35,9 +41,9 @@ class FlopLedger:
         self.flops = 0.0
         self.runs.clear()
 
-    def note(self, part: str) -> None:
-        """A part runs."""
-        self.flops += self.costs[part]
+    def note(self, part: str, shapes: Shapes) -> None:
+        """A part runs; what it costs on these shapes is known."""
+        self.flops += self.known[part, shapes]
         self.runs[part] = self.runs.get(part, 0) + 1
 
     def full_passes(self, branches: int) -> float:
@@ -50,16 +56,28 @@ class FlopLedger:
 
 
 class _Note(ModelHook):
-    """Tells the ledger that a part runs."""
+    """Tells the ledger that a part runs, and counts it where the ledger has not seen such inputs."""
 
     def __init__(self, ledger: FlopLedger, part: str) -> None:
         super().__init__()
         self.ledger, self.part = ledger, part
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Before the part's own forward, which a cache above may have left out."""
-        self.ledger.note(self.part)
-        return args, kwargs
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The part's own forward, which a cache above may have left out."""
+        shapes = shapes_of(args, kwargs)
+        if (self.part, shapes) in self.ledger.known:
+            self.ledger.note(self.part, shapes)
+            return self.fn_ref.original_forward(*args, **kwargs)
+        with flop_counter() as counter:
+            output = self.fn_ref.original_forward(*args, **kwargs)
+        self.ledger.known[self.part, shapes] = float(counter.get_total_flops())
+        self.ledger.note(self.part, shapes)
+        return output
+
+
+def shapes_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Shapes:
+    """Shapes of the tensors among arguments, in order."""
+    return tuple(tuple(value.shape) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
 
 def parts(transformer: nn.Module) -> dict[str, nn.Module]:
@@ -75,12 +93,28 @@ def parts(transformer: nn.Module) -> dict[str, nn.Module]:
 
 def count_flops(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FlopLedger:
     """The ledger of a transformer for calls of this shape; runs one call."""
-    with torch.no_grad(), flop_counter() as counter:
-        transformer(*args, **kwargs)
+    shapes: dict[str, Shapes] = {}
+
+    def see(part: str) -> Callable[..., None]:
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            shapes.setdefault(part, shapes_of(args, kwargs))
+
+        return note
+
+    modules = parts(transformer)
+    handles = [module.register_forward_pre_hook(see(name), with_kwargs=True) for name, module in modules.items()]
+    try:
+        with torch.no_grad(), flop_counter() as counter:
+            transformer(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
     by_module = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     root = type(transformer).__name__
-    costs = {name: float(by_module.get(f"{root}.{name}", 0)) for name in parts(transformer)}
-    return FlopLedger({name: cost for name, cost in costs.items() if cost}, float(counter.get_total_flops()))
+    costs = {name: float(by_module.get(f"{root}.{name}", 0)) for name in modules}
+    known = {(name, shapes[name]): cost for name, cost in costs.items() if name in shapes}
+    costs = {name: cost for name, cost in costs.items() if cost}
+    return FlopLedger(costs, float(counter.get_total_flops()), known)
 
 
 def flop_counter() -> FlopCounterMode:

@@ -44,10 +44,11 @@ def preset(forecast: ForecastConfig) -> Method:
 
     def variants(bench: Bench, target: float) -> list[Variant]:
         knob = Knob("warmup", values=tuple(range(1, bench.config.steps)), rising=True)
-        predict = partial(_planned_passes, bench, forecast)
+        # What recomputed tokens cost is seen in a run only.
+        predict = None if forecast.recompute.budget else partial(_planned_passes, bench, forecast)
         return [
             Variant({**shape, "interval": interval, "last": 1}, knob, predict)
-            for interval in intervals(bench.config.steps, target)
+            for interval in intervals(bench.config.steps, target, forecast.recompute.budget)
         ]
 
     @contextmanager
@@ -62,9 +63,16 @@ def preset(forecast: ForecastConfig) -> Method:
     return Method(f"tap-{forecast.name}", f"TAP, {forecast.name}", variants, apply)
 
 
-def intervals(steps: int, target: float) -> list[int]:
-    """Distances between full steps that can meet a target: from few warm-up steps to many."""
-    first = max(2, math.ceil(steps / target - 1e-9))
+def intervals(steps: int, target: float, recomputed: float = 0.0) -> list[int]:
+    """Distances between full steps that can meet a target: from few warm-up steps to many.
+
+    Args:
+        steps: of a run.
+        target: full passes to meet.
+        recomputed: share of the tokens that runs through the blocks on every other step.
+    """
+    full = max((target - recomputed * steps) / (1 - recomputed), 1.0)
+    first = max(2, math.ceil(steps / full - 1e-9))
     return [first, first + 1, first + 2]
 
 

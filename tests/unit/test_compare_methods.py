@@ -10,6 +10,7 @@ from tapvideo.compare.clips import PLAIN
 from tapvideo.compare.config import CompareConfig
 from tapvideo.compare.flops import count_flops, counting, first_call, flop_counter
 from tapvideo.compare.methods import Bench
+from tapvideo.compare.own import intervals
 from tapvideo.compare.runner import all_methods
 from tapvideo.compare.tuning import land
 from tapvideo.config import GenerateConfig
@@ -23,9 +24,13 @@ FIXED = {"diffusers-magcache": {"mag_ratios": [1.0] * STEPS}, "rule-teacache": {
 
 @pytest.fixture
 def bench(wan):
+    return make_bench(wan, SMALL)
+
+
+def make_bench(wan, shape):
     pipe = wan.random_pipeline(num_layers=3)
     with first_call(pipe.transformer) as captured:
-        wan.denoise(pipe, steps=2, **SMALL)
+        wan.denoise(pipe, steps=2, **shape)
     assert captured.calls == 4
     ledger = count_flops(pipe.transformer, captured.args, captured.kwargs)
     return Bench(pipe, GenerateConfig(steps=STEPS), ledger, branches=2)
@@ -38,13 +43,13 @@ def settings_of(bench, key, target=6.0):
     return {**variant.settings, **FIXED.get(key, {}), knob.name: value}
 
 
-def run(wan, bench, method, settings, *contexts):
+def run(wan, bench, method, settings, *contexts, shape=SMALL):
     with ExitStack() as stack:
         stack.enter_context(counting(bench.pipe.transformer, bench.ledger))
         config = stack.enter_context(method.apply(bench, settings))
         bench.ledger.clear()
         entered = [stack.enter_context(context) for context in contexts]
-        return wan.denoise(bench.pipe, steps=config.steps, **SMALL), entered
+        return wan.denoise(bench.pipe, steps=config.steps, **shape), entered
 
 
 def test_ledger_counts_plain_steps(wan, bench):
@@ -90,14 +95,40 @@ def test_method_that_cannot_run_raises_and_leaves_nothing_behind(wan, bench, key
     assert not HookRegistry.check_if_exists_or_initialize(bench.pipe.transformer).hooks
 
 
-@pytest.mark.parametrize(
-    "key", [k for k in METHODS if METHODS[k].key.startswith(("tap-", "steps-", "diffusers-taylorseer"))]
-)
+PREDICTED = [k for k in METHODS if k.startswith(("tap-", "steps-", "diffusers-taylorseer")) and "recompute" not in k]
+
+
+@pytest.mark.parametrize("key", PREDICTED)
 def test_prediction_is_what_a_run_takes(wan, bench, key):
     for variant in METHODS[key].variants(bench, 6.0):
         found = land(variant, 6.0, 0.05, lambda settings: pytest.fail("predicted"))
         run(wan, bench, METHODS[key], found.settings)
         assert bench.ledger.full_passes(2) == pytest.approx(found.full_passes, rel=1e-6)
+
+
+def test_recomputed_tokens_count_for_what_they_cost(wan):
+    """Rows cost their share in every linear layer and in attention; keys and values of text cost all of it."""
+    shape = {"frames": 5, "size": 80}  # 50 tokens
+    bench = make_bench(wan, shape)
+    schedule = {"warmup": 3, "interval": 4, "last": 1}
+    variant = METHODS["tap-recompute20"].variants(bench, 6.0)[0].settings | schedule
+    run(wan, bench, METHODS["tap-paper"], variant, shape=shape)
+    full = bench.ledger.runs["blocks.0.ffn"] // 2
+    without = bench.ledger.full_passes(2)
+    _, (counter,) = run(wan, bench, METHODS["tap-recompute20"], variant, flop_counter(), shape=shape)
+    assert bench.ledger.runs["blocks.0.ffn"] == 2 * STEPS
+    per_step = (bench.ledger.full_passes(2) - without) / (STEPS - full)
+    ffn = bench.ledger.costs["blocks.0.ffn"]
+    assert [cost for (part, _), cost in bench.ledger.known.items() if part == "blocks.0.ffn"] == [ffn, 0.2 * ffn]
+    assert 0.2 * bench.ledger.share("blocks") < per_step < 0.3 * bench.ledger.share("blocks")
+    counted = sum(counter.get_flop_counts()["WanTransformer3DModel"].values())
+    assert bench.ledger.flops == pytest.approx(counted, rel=0.02)
+
+
+def test_distances_that_meet_a_target_leave_room_for_recomputed_tokens():
+    assert intervals(50, 10.0) == [5, 6, 7]
+    assert intervals(50, 10.0, 0.1) == [9, 10, 11]  # (10 - 5) / 0.9 full steps
+    assert intervals(50, 10.0, 0.2) == [50, 51, 52]  # what is recomputed is the whole budget
 
 
 @pytest.mark.parametrize("key", ["rule-teacache", "rule-easycache", "diffusers-magcache"])
