@@ -76,8 +76,7 @@ def kept_on_this_rank(
 
 def num_tokens(transformer: Any, latent_size: tuple[int, int, int]) -> int:
     """Tokens of latents of this size."""
-    latents = torch.empty(1, transformer.config.in_channels, *latent_size, device="meta")
-    return math.prod(adapter_for(transformer).token_grid(transformer, latents))
+    return math.prod(adapter_for(transformer).token_grid(transformer, latent_size))
 
 
 def check_shards(tokens: int, topology: Topology) -> None:

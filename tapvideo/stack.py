@@ -1,12 +1,12 @@
 """`TapStack`: stands in for a transformer's blocks and decides, step by step, whether they run."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from tapvideo.chunks import exact_fp32
@@ -20,6 +20,7 @@ from tapvideo.probe import gram, proxy_error
 from tapvideo.recompute import stale_tokens
 from tapvideo.schedule import Plan, StepKind, explicit_plan, full_plan, interval_plan
 from tapvideo.select import forecast, select_predictor
+from tapvideo.stream import Stream, StreamAdapter
 from tapvideo.trace import StepRecord, Trace, timed
 
 logger = logging.getLogger(__name__)
@@ -29,12 +30,6 @@ RECOMPUTED = "recomputed"
 
 RECOMPUTE = "recompute"
 """What the ledger calls a forecast step on which tokens are recomputed."""
-
-Probe = Callable[..., Float[Tensor, "b n d"]]
-"""(block 0, hidden, *block arguments) -> modulated input of block 0."""
-
-TakeTokens = Callable[[tuple[Any, ...], Int64[Tensor, " n"]], tuple[Any, ...]]
-"""(block arguments of a whole sequence, positions) -> block arguments of these tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +62,7 @@ class TapStack(nn.Module):
     def __init__(
         self,
         blocks: Sequence[nn.Module],
-        modulated_input: Probe,
-        take_tokens: TakeTokens,
+        adapter: StreamAdapter,
         shard: TokenShard,
         config: TapConfig,
         trace: Trace,
@@ -84,8 +78,7 @@ class TapStack(nn.Module):
             most = len(blocks) - 1
             raise ConfigError(f"tap.recompute.kv_layers={layers} of {most + 1} blocks; allowed: 0 to {most}")
         self.blocks = tuple(blocks)
-        self.modulated_input = modulated_input
-        self.take_tokens = take_tokens
+        self.adapter = adapter
         self.shard = shard
         self.config = config
         self.trace = trace
@@ -110,41 +103,41 @@ class TapStack(nn.Module):
                 logger.warning(message, num_steps, least)
         return self._plans[num_steps]
 
-    def forward(self, hidden: Float[Tensor, "b tokens d"], *args: Any) -> Float[Tensor, "b n d"]:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The stack's output for this rank's tokens (or all, see `gathers`); computed where nobody tells the step.
 
         Raises:
             PeerLost: if another rank that shares the tokens does not answer.
         """
-        hidden, args = self._own(hidden, args)
+        stream = self._own(self.adapter.stream(args, kwargs))
         if self.call is None:
             self.shard.comm.ledger.turn(-1, StepKind.FULL)
-            output = self._run_blocks(hidden, args)
+            output = self._run_blocks(stream)
         else:
-            output = self._step(hidden, args, *self.call)
-        return self.shard.gather_tokens(output, what="output") if self.gathers else output
+            output = self._step(stream, *self.call)
+        if self.gathers:
+            output = replace(output, hidden=self.shard.gather_tokens(output.hidden, what="output"))
+        return self.adapter.result(output)
 
-    def _step(self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState) -> Tensor:
-        kind = self._kind(hidden, context, state)
+    def _step(self, stream: Stream, context: StepContext, state: BranchState) -> Stream:
+        device, kind = stream.hidden.device, self._kind(stream.hidden, context, state)
         state.num_calls += 1
         self.shard.comm.ledger.turn(context.step, kind)
-        with timed(hidden.device) as watch:
+        with timed(device) as watch:
             if kind is StepKind.FULL:
-                output, record = self._full(hidden, args, context, state)
+                output, record = self._full(stream, context, state)
             else:
-                output, record = self._forecast(hidden, args, context, state)
+                hidden, record = self._forecast(stream, context, state)
+                output = replace(stream, hidden=hidden)
         record["stack"] = watch
         self.trace.records.append(
             StepRecord(context.branch, context.step, context.num_steps, kind, sigma=context.sigma, **record)
         )
         return output
 
-    def _own(self, hidden: Tensor, args: tuple) -> tuple[Tensor, tuple]:
+    def _own(self, stream: Stream) -> Stream:
         """Of the whole sequence, what this rank has."""
-        if self.shard.is_whole:
-            return hidden, args
-        positions = self.shard.positions
-        return hidden.index_select(1, positions), self.take_tokens(args, positions)
+        return stream if self.shard.is_whole else self.adapter.take_tokens(stream, self.shard.positions)
 
     def gather_trace(self) -> None:
         """Complete the records of the last run with what other ranks chose for their tokens.
@@ -174,43 +167,41 @@ class TapStack(nn.Module):
         return self.plan(context.num_steps)[context.step]
 
     def _run_blocks(
-        self, hidden: Tensor, args: tuple, start: int = 0, stop: int | None = None, kept: KeptKV | None = None
-    ) -> Tensor:
+        self, stream: Stream, start: int = 0, stop: int | None = None, kept: KeptKV | None = None
+    ) -> Stream:
         """All of this rank's tokens through the blocks, which keep their K/V where they are given a place for it."""
         self.shard.attention.begin(self.shard.all_rows(), kept)
         for block in self.blocks[start:stop]:
-            hidden = block(hidden, *args)
-        return hidden
+            stream = self.adapter.run(block, stream)
+        return stream
 
-    def _full(
-        self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def _full(self, stream: Stream, context: StepContext, state: BranchState) -> tuple[Stream, dict[str, Any]]:
         if StepKind.FORECAST not in self.plan(context.num_steps)[context.step :]:
             state.release()  # nobody will ask for anchors any more, and the VAE is glad of the room
-            return self._run_blocks(hidden, args), {}
+            return self._run_blocks(stream), {}
+        device = stream.hidden.device
         state.trim(state.depth - 1)  # the oldest makes room before the blocks need it
-        with timed(hidden.device) as before, torch.no_grad():
-            probe = self._modulated(hidden, args)
+        with timed(device) as before, torch.no_grad():
+            probe = self._modulated(stream)
         depth, kept = self._depth, self._kept(state)
-        partial = self._run_blocks(hidden, args, stop=depth, kept=kept)
-        output = self._run_blocks(partial, args, start=depth, kept=kept)
-        with timed(hidden.device) as after, torch.no_grad():
-            probe = self._block_probe(hidden, partial) if depth else probe
-            state.push(context.step, self._coordinate(context), probe, output - hidden)
+        partial = self._run_blocks(stream, stop=depth, kept=kept)
+        output = self._run_blocks(partial, start=depth, kept=kept)
+        with timed(device) as after, torch.no_grad():
+            probe = self._block_probe(stream, partial) if depth else probe
+            state.push(context.step, self._coordinate(context), probe, output.hidden - stream.hidden)
         self.trace.note_bytes(context.branch, anchors=state.num_bytes, kv=kept.num_bytes if kept else 0)
         return output, {"overhead": (before, after)}
 
     @torch.no_grad()
-    def _forecast(
-        self, hidden: Tensor, args: tuple, context: StepContext, state: BranchState
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def _forecast(self, stream: Stream, context: StepContext, state: BranchState) -> tuple[Tensor, dict[str, Any]]:
+        hidden = stream.hidden
         bank = self._bank(context, state, hidden.device)
         weights = bank.weights
         if not self._needs_probe:
             return forecast(hidden, state.residuals, weights[:1, None]), {"labels": bank.labels[:1]}
         depth = self._depth
-        partial = self._run_blocks(hidden, args, stop=depth)
-        probe = self._block_probe(hidden, partial) if depth else self._modulated(hidden, args)
+        partial = self._run_blocks(stream, stop=depth)
+        probe = self._block_probe(stream, partial) if depth else self._modulated(stream)
         assert probe is not None
         with exact_fp32(hidden.device):
             error = proxy_error(gram(probe, state.probes), weights, proxy=self.config.proxy)
@@ -223,7 +214,7 @@ class TapStack(nn.Module):
         if state.kept is not None:
             rows = self._stale(error.gather(-1, choice[..., None]).squeeze(-1))
             if rows.own is not None and sum(rows.counts):
-                self._recompute(output, hidden, args, rows, state.kept)
+                self._recompute(output, stream, rows, state.kept)
                 choice, labels = choice.index_fill(1, rows.own, len(labels)), (*labels, RECOMPUTED)
         shares = (choice[..., None] == torch.arange(len(labels), device=choice.device)).float().mean((0, 1))
         kept = choice.to(torch.int8) if self.config.maps else None
@@ -235,15 +226,15 @@ class TapStack(nn.Module):
         stale = stale_tokens(self.shard.gather_errors(error), threshold=recompute.threshold, budget=recompute.budget)
         return self.shard.some_rows(stale)
 
-    def _recompute(self, output: Tensor, hidden: Tensor, args: tuple, rows: Rows, kept: KeptKV) -> None:
+    def _recompute(self, output: Tensor, stream: Stream, rows: Rows, kept: KeptKV) -> None:
         """Run these tokens through the blocks, on all tokens' kept K/V, and write them over their forecast."""
         assert rows.own is not None
         self.shard.comm.ledger.turn(self.shard.comm.ledger.step, RECOMPUTE)
         self.shard.attention.begin(rows, kept)
-        fresh, args = hidden.index_select(1, rows.own), self.take_tokens(args, rows.own)
+        fresh = self.adapter.take_tokens(stream, rows.own)
         for block in self.blocks:
-            fresh = block(fresh, *args)
-        output.index_copy_(1, rows.own, fresh)
+            fresh = self.adapter.run(block, fresh)
+        output.index_copy_(1, rows.own, fresh.hidden)
 
     def _kept(self, state: BranchState) -> KeptKV | None:
         """Where the layers of this branch keep their K/V; None where nothing is ever recomputed."""
@@ -256,13 +247,13 @@ class TapStack(nn.Module):
         """Blocks that run for the probe on every step."""
         return self.config.probe_depth if self._needs_probe and self.config.probe != "modulated" else 0
 
-    def _modulated(self, hidden: Tensor, args: tuple) -> Tensor | None:
+    def _modulated(self, stream: Stream) -> Tensor | None:
         if not self._needs_probe or self._depth:
             return None
-        return self.modulated_input(self.blocks[0], hidden, *args)
+        return self.adapter.modulated_input(self.blocks[0], stream)
 
-    def _block_probe(self, hidden: Tensor, partial: Tensor) -> Tensor:
-        return partial - hidden if self.config.probe == "block_residual" else partial
+    def _block_probe(self, stream: Stream, partial: Stream) -> Tensor:
+        return partial.hidden - stream.hidden if self.config.probe == "block_residual" else partial.hidden
 
     def _coordinate(self, context: StepContext) -> float:
         if self.config.coordinate == "step":

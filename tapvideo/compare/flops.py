@@ -16,6 +16,8 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from tapvideo.compare.watch import original_forward
+
 _HOOK_NAME = "tapvideo_flops"
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -67,9 +69,9 @@ class _Note(ModelHook):
         shapes = shapes_of(args, kwargs)
         if (self.part, shapes) in self.ledger.known:
             self.ledger.note(self.part, shapes)
-            return self.fn_ref.original_forward(*args, **kwargs)
+            return original_forward(self)(*args, **kwargs)
         with flop_counter() as counter:
-            output = self.fn_ref.original_forward(*args, **kwargs)
+            output = original_forward(self)(*args, **kwargs)
         self.ledger.known[self.part, shapes] = float(counter.get_total_flops())
         self.ledger.note(self.part, shapes)
         return output

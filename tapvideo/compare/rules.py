@@ -9,6 +9,7 @@ over change of the input, is measured on full steps; so nothing has to be fitted
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,14 +94,15 @@ class _TeaFirst(ModelHook):
         self.adapter, self.settings = adapter_for(transformer), settings
         self.states = named_states(_TeaState)
 
-    def new_forward(self, module: nn.Module, *args: Any) -> Tensor:
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state: _TeaState = self.states.get_state()
-        probe = self.adapter.modulated_input(module, *args)
+        stream = self.adapter.stream(args, kwargs)
+        probe = self.adapter.modulated_input(module, stream)
         state.skips = not self._is_full(state, probe)
-        state.probe, state.hidden = probe, args[0]
+        state.probe, state.hidden = probe, stream.hidden
         if state.skips and state.residual is not None:
-            return args[0] + state.residual
-        return original_forward(self)(*args)
+            return self.adapter.result(replace(stream, hidden=stream.hidden + state.residual))
+        return original_forward(self)(*args, **kwargs)
 
     def _is_full(self, state: _TeaState, probe: Tensor) -> bool:
         if state.probe is not None:
@@ -124,13 +126,13 @@ class _TeaNext(ModelHook):
         super().__init__()
         self.first, self.is_last = first, is_last
 
-    def new_forward(self, module: nn.Module, *args: Any) -> Tensor:
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state: _TeaState = self.first.states.get_state()
         if state.skips:
-            return args[0]
-        output = original_forward(self)(*args)
+            return self.first.adapter.result(self.first.adapter.stream(args, kwargs))
+        output = original_forward(self)(*args, **kwargs)
         if self.is_last and state.hidden is not None:
-            state.residual = output - state.hidden
+            state.residual = self.first.adapter.read_result(output)[0] - state.hidden
         return output
 
 

@@ -58,7 +58,8 @@ class _Head(ModelHook):
         self.seen: tuple[Tensor, Tensor] | None = None
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        self.seen = args[0], self.adapter.modulated_input(module, *args)
+        stream = self.adapter.stream(args, kwargs)
+        self.seen = stream.hidden, self.adapter.modulated_input(module, stream)
         return args, kwargs
 
     def reset_state(self, module: nn.Module) -> nn.Module:
@@ -74,7 +75,8 @@ class _Tail(ModelHook):
         context = self.head.states.context
         assert self.head.seen is not None
         assert context.step_index is not None
-        self.on_call(StackCall(context.name, context.step_index, context.sigma, *self.head.seen, output))
+        tokens, _ = self.head.adapter.read_result(output)
+        self.on_call(StackCall(context.name, context.step_index, context.sigma, *self.head.seen, tokens))
         return output
 
 

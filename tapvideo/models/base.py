@@ -1,16 +1,19 @@
 """What TAP must know of an architecture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from tapvideo.parallel.attention import SequenceAttention
+from tapvideo.stream import StreamAdapter
+
+Call = Mapping[str, Any]
+"""Arguments of a transformer's forward, by name."""
 
 
 @runtime_checkable
-class ModelAdapter(Protocol):
+class ModelAdapter(StreamAdapter, Protocol):
     """One diffusers transformer class: where its blocks are, its probe, and the grid its tokens lie on."""
 
     block_lists: tuple[str, ...]
@@ -19,20 +22,16 @@ class ModelAdapter(Protocol):
     head: str
     """Name of the module that projects the stack's output to latents: its output is what ranks gather."""
 
-    def modulated_input(self, block: nn.Module, hidden: Float[Tensor, "b n d"], *args: Any) -> Float[Tensor, "b n d"]:
-        """Input of block 0's attention, norm and modulation applied, in the dtype of `hidden`."""
+    def latent_size(self, call: Call) -> tuple[int, int, int]:
+        """Frames, rows and columns of the latents of a call."""
         ...
 
-    def token_grid(self, transformer: nn.Module, latents: Float[Tensor, "b c t h w"]) -> tuple[int, int, int]:
-        """Frames, rows and columns of the tokens of these latents."""
+    def token_grid(self, transformer: nn.Module, latent_size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Frames, rows and columns of the tokens of latents of this size."""
         ...
 
-    def empty_output(self, transformer: nn.Module, latents: Float[Tensor, "b c t h w"]) -> Tensor:
-        """A tensor of the shape and dtype that the transformer makes of these latents."""
-        ...
-
-    def take_tokens(self, args: tuple[Any, ...], positions: Int64[Tensor, " n"]) -> tuple[Any, ...]:
-        """The blocks' arguments for these positions of a sequence, from those for all of it."""
+    def empty_output(self, transformer: nn.Module, call: Call) -> Tensor:
+        """A tensor of the shape and dtype that the transformer makes of a call."""
         ...
 
     def attentions(self, blocks: Sequence[nn.Module]) -> list[Any]:

@@ -1,9 +1,11 @@
 """The diffusers hook that puts `TapStack` in a transformer's place of blocks for the length of a forward."""
 
+import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from tapvideo.config import TapConfig
 from tapvideo.history import BranchState
 from tapvideo.models import adapter_for
-from tapvideo.models.base import ModelAdapter
+from tapvideo.models.base import Call, ModelAdapter
 from tapvideo.models.clock import RunClock
 from tapvideo.parallel.attention import SequenceAttention, resolve
 from tapvideo.parallel.guidance import BRANCHES, GuidanceExchange
@@ -124,7 +126,7 @@ class TapHook(ModelHook):
             usp = UspAttention(topology.sp, heads=layers[0].heads, ring=topology.config.ring)
         attention = SequenceAttention(topology.sp, full=full, exchange=exchange, usp=usp)
         shard = TokenShard(attention, layout=topology.config.layout)
-        self.stack = TapStack(blocks, self.adapter.modulated_input, self.adapter.take_tokens, shard, config, self.trace)
+        self.stack = TapStack(blocks, self.adapter, shard, config, self.trace)
         self.guidance = GuidanceExchange(topology.cfg)
         self.processors = Processors(layers, self.adapter, attention)
         self.takes_over = config.recompute.budget > 0 or not shard.is_whole
@@ -132,28 +134,30 @@ class TapHook(ModelHook):
         self.states = StateManager(NamedState, init_kwargs={"depth": config.anchors})
         self._stand_ins = {first: StandIn(getattr(transformer, first), (self.stack,))}
         self._stand_ins |= {name: StandIn(getattr(transformer, name), ()) for name in others}
+        self._signature = inspect.signature(type(transformer).forward)
         self._warned: set[str] = set()
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward around `TapStack`; as if TAP were off where the pipeline does not say where it is."""
-        latents = args[0] if args else kwargs["hidden_states"]
-        timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
-        self.stack.call = self._locate(latents, timestep, module)
-        self.stack.shard.enter(self.adapter.token_grid(module, latents), latents.device)
+        call = self._signature.bind(module, *args, **kwargs).arguments
+        timestep = call.get("timestep")
+        grid = self.adapter.token_grid(module, self.adapter.latent_size(call))
+        self.stack.call = self._locate(timestep, grid)
+        self.stack.shard.enter(grid, call["hidden_states"].device)
         # The head modulates every token by its own timestep where there is one each, so it needs them all.
-        self.stack.gathers = timestep is not None and timestep.ndim > 1
+        self.stack.gathers = isinstance(timestep, Tensor) and timestep.ndim > 1
         try:
             if self.guidance.is_alone:
                 return self._forward(module, args, kwargs)
-            return self._one_branch(module, latents, args, kwargs)
+            return self._one_branch(module, call, args, kwargs)
         finally:
             self.stack.call = None
 
-    def _one_branch(self, module: nn.Module, latents: Tensor, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _one_branch(self, module: nn.Module, call: Call, args: tuple, kwargs: dict[str, Any]) -> Any:
         """One guidance branch, here or on the ranks whose branch it is."""
         where = self.stack.call[0] if self.stack.call else None
         branch, step = (where.branch, where.step) if where else (None, -1)
-        like = self.adapter.empty_output(module, latents)
+        like = self.adapter.empty_output(module, call)
         result = self.guidance(branch, self.clock.run, step, like, lambda: self._forward(module, args, kwargs))
         if self.stack.call and branch != BRANCHES[self.guidance.comm.rank]:
             self.stack.call[1].num_calls += 1  # steps that are not told are counted, wherever they run
@@ -181,7 +185,7 @@ class TapHook(ModelHook):
             state.branch.release()
 
     def _locate(
-        self, latents: Tensor, timestep: Tensor | None, module: nn.Module
+        self, timestep: Tensor | float | None, grid: tuple[int, int, int]
     ) -> tuple[StepContext, BranchState] | None:
         """Where the denoising loop stands, and the state of its branch; None where nobody tells."""
         told = self.states._context
@@ -192,7 +196,7 @@ class TapHook(ModelHook):
             return self._give_up("neither the cache_context nor a pipeline tells the number of steps")
         named, step = self.states.get_state(), told.step_index
         if step is None:
-            now = None if timestep is None else float(timestep.max())
+            now = None if timestep is None else float(torch.as_tensor(timestep).max())
             state = named.enter(self.clock.counted(now, num_steps))
             step = state.num_calls
         else:
@@ -200,7 +204,7 @@ class TapHook(ModelHook):
         if not 0 <= step < num_steps:
             return self._give_up(f"step {step} lies outside a run of {num_steps}")
         self.clock.take_over(self.release)
-        self.trace.grid = self.adapter.token_grid(module, latents)
+        self.trace.grid = grid
         return StepContext(told.name, step, num_steps, told.sigma), state
 
     def _give_up(self, reason: str) -> None:

@@ -10,8 +10,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from tapvideo.chunks import token_chunks
+from tapvideo.models.base import Call
 from tapvideo.models.wan_attention import WanSequenceProcessor
 from tapvideo.parallel.attention import SequenceAttention
+from tapvideo.stream import Stream
 
 _HEAD_DIM = 128
 
@@ -22,10 +24,27 @@ class WanAdapter:
     block_lists: tuple[str, ...] = ("blocks",)
     head: str = "proj_out"
 
-    def modulated_input(self, block: nn.Module, hidden: Float[Tensor, "b n d"], *args: Any) -> Float[Tensor, "b n d"]:
-        """norm1(x) (1 + scale) + shift of block 0, as in `WanTransformerBlock.forward`; args: (text, temb, rotary)."""
+    def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream:
+        """Tokens; then text, timesteps and rotary tables, which no block changes."""
+        hidden, *rest = args
+        return Stream(hidden, rest=tuple(rest))
+
+    def run(self, block: nn.Module, stream: Stream) -> Stream:
+        """One block."""
+        return Stream(block(stream.hidden, *stream.rest), rest=stream.rest)
+
+    def result(self, stream: Stream) -> Float[Tensor, "b n d"]:
+        """Tokens alone."""
+        return stream.hidden
+
+    def read_result(self, result: Any) -> tuple[Float[Tensor, "b n d"], None]:
+        """Tokens alone."""
+        return result, None
+
+    def modulated_input(self, block: nn.Module, stream: Stream) -> Float[Tensor, "b n d"]:
+        """norm1(x) (1 + scale) + shift of block 0, as in `WanTransformerBlock.forward`."""
         assert isinstance(block, WanTransformerBlock)
-        temb = args[1]
+        hidden, (_, temb, _) = stream.hidden, stream.rest
         if block.scale_shift_table.is_meta:
             raise ValueError("TAP does not work with sequential CPU offload; model or group offload do")
         own = block.scale_shift_table.to(hidden.device)  # offloading by group leaves it on the CPU between full steps
@@ -43,22 +62,28 @@ class WanAdapter:
                 out[row, part] = block.norm1(hidden[row, part].float()).mul_(scale[row, part]).add_(shift[row, part])
         return out
 
-    def token_grid(self, transformer: nn.Module, latents: Float[Tensor, "b c t h w"]) -> tuple[int, int, int]:
-        """Latent frames, rows and columns over the patch size."""
-        t, h, w = (size // patch for size, patch in zip(latents.shape[2:], transformer.config.patch_size, strict=True))
-        return t, h, w
-
-    def empty_output(self, transformer: nn.Module, latents: Float[Tensor, "b c t h w"]) -> Tensor:
-        """Velocities: as many channels as the model gives out."""
-        batch, _, *sizes = latents.shape
-        return latents.new_empty(batch, transformer.config.out_channels, *sizes)
-
-    def take_tokens(self, args: tuple[Any, ...], positions: Int64[Tensor, " n"]) -> tuple[Any, ...]:
+    def take_tokens(self, stream: Stream, positions: Int64[Tensor, " n"]) -> Stream:
         """Rotary tables go by position, and so do timesteps where every token has its own; text is for all."""
-        text, temb, rotary = args
+        text, temb, rotary = stream.rest
         if temb.ndim == 4:
             temb = temb.index_select(1, positions)
-        return text, temb, tuple(table.index_select(1, positions) for table in rotary)
+        rotary = tuple(table.index_select(1, positions) for table in rotary)
+        return Stream(stream.hidden.index_select(1, positions), rest=(text, temb, rotary))
+
+    def latent_size(self, call: Call) -> tuple[int, int, int]:
+        """Latents are [b, c, t, h, w]."""
+        _, _, t, h, w = call["hidden_states"].shape
+        return t, h, w
+
+    def token_grid(self, transformer: nn.Module, latent_size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Latent frames, rows and columns over the patch size."""
+        t, h, w = (size // patch for size, patch in zip(latent_size, transformer.config.patch_size, strict=True))
+        return t, h, w
+
+    def empty_output(self, transformer: nn.Module, call: Call) -> Tensor:
+        """Velocities: as many channels as the model gives out."""
+        latents = call["hidden_states"]
+        return latents.new_empty(len(latents), transformer.config.out_channels, *latents.shape[2:])
 
     def attentions(self, blocks: Sequence[nn.Module]) -> list[Any]:
         """`attn1`; `attn2` attends to text, which every rank has."""

@@ -123,7 +123,8 @@ def test_probe_is_the_input_of_the_first_attention(wan, per_token):
     block.attn1.register_forward_pre_hook(lambda _, args: seen.__setitem__("h", args[0]))
     with torch.no_grad():
         transformer(**inputs(3, per_token=per_token))
-        probe = adapter_for(transformer).modulated_input(block, *seen["args"])
+        adapter = adapter_for(transformer)
+        probe = adapter.modulated_input(block, adapter.stream(seen["args"], {}))
     assert torch.equal(probe, seen["h"])
 
 

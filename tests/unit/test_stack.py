@@ -23,7 +23,8 @@ def test_forecast_step_is_the_best_candidate_of_every_token(wan, pipe, proxy):
     stack.register_forward_pre_hook(lambda _, args: inputs.__setitem__(len(inputs), args))
     stack.register_forward_hook(lambda *a: outs.__setitem__(len(outs), a[-1]))
     wan.denoise(pipe, steps=16, guidance=1.0)
-    probes = {s: stack.modulated_input(pipe.transformer.blocks[0], *inputs[s]) for s in inputs}
+    adapter = stack.adapter
+    probes = {s: adapter.modulated_input(pipe.transformer.blocks[0], adapter.stream(inputs[s], {})) for s in inputs}
     anchors = [6, 2, 1]  # full steps before FORECAST_STEP, newest first
     residuals = [outs[s].double() - inputs[s][0].double() for s in anchors]
     bank = candidate_bank(
