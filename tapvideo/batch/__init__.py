@@ -1,0 +1,1 @@
+"""Prompts x seeds in shards that can be stopped, killed and started again: every clip once, none lost."""

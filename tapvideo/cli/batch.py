@@ -1,0 +1,106 @@
+"""`tapvideo-batch` and `launch/batch.py`: Hydra config in, exit code out."""
+
+import os
+import shlex
+import signal
+import sys
+import traceback
+from types import FrameType
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from tapvideo.batch.config import BatchConfig
+from tapvideo.batch.run import run
+from tapvideo.batch.shard import Outcome
+from tapvideo.batch.store import ShardLocked
+from tapvideo.cli.generate import EXIT_CONFIG, EXIT_INTERRUPT, EXIT_RUN, quote_text
+from tapvideo.config import ConfigError, config_dir, from_hydra
+from tapvideo.console import rank
+from tapvideo.parallel.comm import PeerLost
+from tapvideo.parallel.launch import Hushed, RankFailed
+from tapvideo.sample import RunFailed
+
+EXIT_STOPPED, EXIT_LOCKED = 3, 4
+EXITS = {Outcome.DONE: 0, Outcome.FAILED: EXIT_RUN, Outcome.STOPPED: EXIT_STOPPED}
+_FORESEEN = (ConfigError, PeerLost, RunFailed, ShardLocked)
+
+
+class _Asked:
+    """Whether SIGUSR1 has asked to stop before the next clip."""
+
+    def __init__(self) -> None:
+        self.to_stop = False
+
+    def __call__(self) -> bool:
+        return self.to_stop
+
+    def listen(self) -> None:
+        signal.signal(signal.SIGUSR1, self._hear)
+
+    def _hear(self, _signum: int, _frame: FrameType | None) -> None:
+        self.to_stop = True
+
+
+def main() -> None:
+    """Make one shard of a batch.
+
+    Exit codes: 0 all clips are there, 1 some failed, 2 config error, 3 told to stop (SIGUSR1, a stop file), 4 another
+    process is at these clips, 130 Ctrl-C, 143 SIGTERM. After 1, 3, 130 and 143 the same command goes on.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.argv[1:] = [as_override(argument) for argument in sys.argv[1:]]
+    try:
+        _app()
+    except KeyboardInterrupt:
+        if rank() == 0:
+            _complain("interrupted; the same command goes on from here")
+        sys.exit(EXIT_INTERRUPT)
+
+
+def as_override(argument: str) -> str:
+    """An argument as Hydra takes it: `prompts`, which is a folder of conf/ to Hydra, stands for `prompt_file`."""
+    key, equals, value = argument.partition("=")
+    return f"prompt_file={value}" if equals and key == "prompts" else quote_text(argument)
+
+
+# An absolute folder: Hydra would look for a relative one beside the script that was started.
+@hydra.main(version_base="1.3", config_path=str(config_dir().resolve()), config_name="batch")
+def _app(raw: DictConfig) -> None:
+    asked = _Asked()
+    asked.listen()
+    try:
+        command = shlex.join(["tapvideo-batch", *HydraConfig.get().overrides.task])
+        outcome = run(from_hydra(BatchConfig, raw), command=command, should_stop=asked)
+    except _FORESEEN as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # before ranks have joined: one voice per machine
+            _complain(str(error))
+        sys.exit(_exit_code(error))
+    except RankFailed as failed:
+        if not isinstance(failed.error, _FORESEEN):
+            traceback.print_exception(failed.error)
+        _complain(str(failed))
+        sys.exit(_exit_code(failed.error))
+    except Hushed:
+        sys.exit(EXIT_RUN)
+    sys.exit(EXITS[outcome])
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, ShardLocked):
+        return EXIT_LOCKED
+    return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_RUN
+
+
+def _complain(text: str) -> None:
+    print(f"tapvideo-batch: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+
+
+def _terminate(signum: int, _frame: FrameType | None) -> None:
+    """As an exception, so that files half written are removed on the way out."""
+    sys.exit(128 + signum)
+
+
+if __name__ == "__main__":
+    main()
