@@ -5,25 +5,25 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
+WAN = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 8,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 32,
+}
+
 
 def random_transformer(num_layers=3, seed=0, **changes):
     """Random weights large enough that every token and step differs."""
     torch.manual_seed(seed)
-    config = {
-        "patch_size": (1, 2, 2),
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "in_channels": 4,
-        "out_channels": 4,
-        "text_dim": 8,
-        "freq_dim": 16,
-        "ffn_dim": 32,
-        "num_layers": num_layers,
-        "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads",
-        "rope_max_seq_len": 32,
-    }
-    return WanTransformer3DModel(**config | changes).eval()
+    return WanTransformer3DModel(**WAN | {"num_layers": num_layers} | changes).eval()
 
 
 def random_pipeline(**changes):
