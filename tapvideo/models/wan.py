@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2TransformerBlock
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformerBlock
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ class WanAdapter:
 
     block_lists: tuple[str, ...] = ("blocks",)
     head: str = "proj_out"
+    processor_class: type = WanAttnProcessor
+    """Of the self-attention that a stand-in knows how to do."""
 
     def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream:
         """Tokens; then text, timesteps and rotary tables, which no block changes."""
@@ -43,7 +46,7 @@ class WanAdapter:
 
     def modulated_input(self, block: nn.Module, stream: Stream) -> Float[Tensor, "b n d"]:
         """norm1(x) (1 + scale) + shift of block 0, as in `WanTransformerBlock.forward`."""
-        assert isinstance(block, WanTransformerBlock)
+        assert isinstance(block, (WanTransformerBlock, SkyReelsV2TransformerBlock))
         hidden, (_, temb, _) = stream.hidden, stream.rest
         if block.scale_shift_table.is_meta:
             raise ValueError("TAP does not work with sequential CPU offload; model or group offload do")
@@ -95,10 +98,10 @@ class WanAdapter:
         Raises:
             ValueError: if the model's processor is not diffusers' own.
         """
-        if type(original) is not WanAttnProcessor:
+        if type(original) is not self.processor_class:
             raise ValueError(
                 f"self-attention is a {type(original).__name__} here; sharing tokens and recomputing them works with "
-                "diffusers' WanAttnProcessor only"
+                f"diffusers' {self.processor_class.__name__} only"
             )
         return WanSequenceProcessor(original, layer, attention)
 

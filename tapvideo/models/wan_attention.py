@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2AttnProcessor
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,9 +13,11 @@ from tapvideo.parallel.attention import SequenceAttention
 
 
 class WanSequenceProcessor:
-    """Projections, norms and rotary embedding as in `WanAttnProcessor`; who attends to what is decided elsewhere."""
+    """Projections, norms and rotary embedding as in the original; who attends to what is decided elsewhere."""
 
-    def __init__(self, original: WanAttnProcessor, layer: int, attention: SequenceAttention) -> None:
+    def __init__(
+        self, original: WanAttnProcessor | SkyReelsV2AttnProcessor, layer: int, attention: SequenceAttention
+    ) -> None:
         self.original = original
         self.layer = layer
         self.attention = attention
@@ -30,7 +33,7 @@ class WanSequenceProcessor:
 
     def __call__(
         self,
-        attn: WanAttention,
+        attn: Any,
         hidden_states: Float[Tensor, "b n d"],
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -49,7 +52,7 @@ class WanSequenceProcessor:
         out = out.flatten(2, 3).type_as(query)
         return attn.to_out[1](attn.to_out[0](out))
 
-    def _project(self, attn: WanAttention, hidden: Tensor) -> tuple[Tensor, ...]:
+    def _project(self, attn: Any, hidden: Tensor) -> tuple[Tensor, ...]:
         if attn.fused_projections:
             return attn.to_qkv(hidden).chunk(3, dim=-1)
         return attn.to_q(hidden), attn.to_k(hidden), attn.to_v(hidden)

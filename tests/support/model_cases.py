@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import WanVACETransformer3DModel
+from diffusers import SkyReelsV2Transformer3DModel, WanVACETransformer3DModel
 from torch import Tensor, nn
 from wan_random import WAN
 from wan_random import random_transformer as random_wan
@@ -89,6 +89,15 @@ def _wan_noise() -> Tensor:
     return seeded(1, 4, 3, 10, 14, seed=1)  # 3 x 5 x 7 = 105 tokens
 
 
+def _skyreels(**changes: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        sizes = {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 3}
+        return SkyReelsV2Transformer3DModel(**WAN | sizes | changes).eval()
+
+    return build
+
+
 CASES = [
     Case("Wan 2.1 T2V", _wan(), _wan_noise, _wan_inputs),
     Case("Wan 2.1 I2V", _wan(in_channels=9, image_dim=10, added_kv_proj_dim=48), _wan_noise, _wan_i2v_inputs),
@@ -99,6 +108,7 @@ CASES = [
         _wan_first_last_inputs,
     ),
     Case("Wan 2.2 TI2V", _wan(), _wan_noise, _wan_ti2v_inputs),
+    Case("SkyReels-V2 T2V", _skyreels(), _wan_noise, _wan_inputs),
     Case(
         "Wan 2.1 VACE",
         lambda: WanVACETransformer3DModel(**WAN, num_layers=2, vace_layers=[0], vace_in_channels=4),
