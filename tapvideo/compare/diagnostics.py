@@ -23,6 +23,7 @@ from tapvideo.probe import gram, proxy_error
 from tapvideo.schedule import Plan, StepKind
 
 _LEAST_GAIN = 0.01  # of the error: less is not worth a probe
+_RECOMPUTED = (0.05, 0.1, 0.2)
 
 
 @dataclass(slots=True)
@@ -35,13 +36,22 @@ class StepSums:
     """Squared length of the true residuals."""
     missed: dict[str, float] = field(default_factory=dict[str, float])
     """Squared length of what each way of choosing misses."""
+    recomputed: dict[str, float] = field(default_factory=dict[str, float])
+    """Squared length of what TAP's choice misses once some tokens are exact."""
     sums: dict[str, float] = field(default_factory=dict[str, float])
     """Of figures that are averaged over calls."""
     shares: dict[str, float] = field(default_factory=dict[str, float])
 
     def errors(self) -> dict[str, float]:
         """Relative L2 by way of choosing."""
-        return {name: math.sqrt(missed / self.truth) for name, missed in self.missed.items()}
+        return self._relative(self.missed)
+
+    def recomputed_errors(self) -> dict[str, float]:
+        """Relative L2 by share of tokens that are exact, and by who picks them."""
+        return self._relative(self.recomputed)
+
+    def _relative(self, missed: dict[str, float]) -> dict[str, float]:
+        return {name: math.sqrt(value / self.truth) for name, value in missed.items()}
 
 
 @dataclass(slots=True)
@@ -87,6 +97,8 @@ class Shadow:
                 name = f"order {order}, k-{back}" if back else f"order {order}, k"
                 name = "reuse" if not order else name
                 into.missed[name] = into.missed.get(name, 0.0) + _squared(truth, row, length).sum().item()
+        for name, value in recomputed(proxy, missed).items():
+            into.recomputed[name] = into.recomputed.get(name, 0.0) + value
         best = proxy.argmin(1)
         figures = agreement(proxy, missed)
         for name, value in figures.items():
@@ -129,6 +141,25 @@ def choices(proxy: Float[Tensor, "t p"], missed: Float[Tensor, "t p"]) -> dict[s
     }
 
 
+def recomputed(proxy: Float[Tensor, "t p"], missed: Float[Tensor, "t p"]) -> dict[str, float]:
+    """Squared error of TAP's choice once a share of the tokens is exact, as if the blocks made nothing else of them.
+
+    Args:
+        proxy: error on the probe, per token and candidate.
+        missed: squared error on the residual.
+    """
+    judged, best = proxy.min(1)
+    left = missed.gather(1, best[:, None]).squeeze(1)
+    found = {"no token": left.sum().item()}
+    for share in _RECOMPUTED:
+        count = int(share * len(left))
+        by_proxy = judged.argsort(descending=True, stable=True)[:count]
+        found[f"{share:.0%}, by proxy error"] = left.sum().item() - left[by_proxy].sum().item()
+        found[f"{share:.0%}, at random"] = left.sum().item() * (1 - count / len(left))
+        found[f"{share:.0%}, the worst forecast"] = left.sum().item() - left.topk(count).values.sum().item()
+    return found
+
+
 def agreement(proxy: Float[Tensor, "t p"], missed: Float[Tensor, "t p"]) -> dict[str, float]:
     """How well the proxy error tells the true one.
 
@@ -165,7 +196,7 @@ def diagnose(shadow: Shadow, run: Callable[[], None], num_clips: int) -> dict[st
     sums = [shadow.steps[step] for step in steps]
     errors = [s.errors() for s in sums]
     names = list(errors[0])
-    mean = {name: sum(e[name] for e in errors) / len(errors) for name in names}
+    mean = _mean(errors)
     figures = {name: [s.sums[name] / s.calls for s in sums] for name in sums[0].sums}
     shares: dict[str, float] = {}
     for s in sums:
@@ -175,11 +206,16 @@ def diagnose(shadow: Shadow, run: Callable[[], None], num_clips: int) -> dict[st
         "verdict": verdict(mean),
         "clips": num_clips,
         "residual error, mean over steps": mean,
+        "residual error with some tokens recomputed, mean over steps": _mean([s.recomputed_errors() for s in sums]),
         "proxy against truth, mean over steps": {name: sum(v) / len(v) for name, v in figures.items()},
         "share of tokens by predictor": dict(sorted(shares.items(), key=lambda item: -item[1])),
         "residual error by step": {"step": steps, **{name: [e[name] for e in errors] for name in names}},
         "proxy against truth by step": {"step": steps, **figures},
     }
+
+
+def _mean(records: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(record[name] for record in records) / len(records) for name in records[0]}
 
 
 def verdict(mean: dict[str, float]) -> str:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tapvideo.compare.diagnostics import Shadow, agreement, choices, diagnose, verdict
+from tapvideo.compare.diagnostics import Shadow, agreement, choices, diagnose, recomputed, verdict
 from tapvideo.compare.watch import StackCall, watched
 from tapvideo.config import ScheduleConfig, TapConfig
 from tapvideo.predictors import candidate_bank
@@ -72,6 +72,17 @@ def test_choices_bound_each_other():
     assert found["random"] == pytest.approx(missed.mean(1).sum().item())
     perfect = choices(missed, missed)
     assert perfect["per token"] == perfect["oracle per token"]
+
+
+def test_recomputing_the_worst_tokens_is_what_is_left_without_them():
+    """40 tokens of error 1 to 40; the proxy orders half of them right and half the other way."""
+    missed = torch.arange(1.0, 41.0, dtype=torch.float64)[:, None]
+    everything = sum(range(1, 41))
+    perfect = recomputed(missed, missed)
+    assert perfect["no token"] == everything
+    assert perfect["10%, by proxy error"] == perfect["10%, the worst forecast"] == everything - (40 + 39 + 38 + 37)
+    assert perfect["20%, at random"] == pytest.approx(0.8 * everything)
+    assert recomputed(-missed, missed)["5%, by proxy error"] == everything - (1 + 2)
 
 
 def test_agreement_of_perfect_and_of_reversed_proxies():
