@@ -41,11 +41,12 @@ def submit(slurm, tmp_path):
 
 @pytest.fixture
 def killed_python(tmp_path):
-    """An interpreter for TAPVIDEO_PYTHON, see tests/support/slurm_killed.py."""
+    """The environment of jobs that wait at `tmp_path/gate`, see tests/support/slurm_killed.py."""
     path = tmp_path / "python"
     path.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "tests/support/slurm_killed.py"} "$@"\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return str(path)
+    (tmp_path / "gate").touch()
+    return {"TAPVIDEO_PYTHON": str(path), "GATE": str(tmp_path / "gate")}
 
 
 @pytest.fixture(autouse=True)

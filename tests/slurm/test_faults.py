@@ -3,7 +3,9 @@
 import hashlib
 import importlib.util
 import json
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from slurm_cluster import wait_until
@@ -13,6 +15,7 @@ from tapvideo.batch.status import read_status
 from tapvideo.batch.store import BatchFolder, Shard, read_events
 from tapvideo.video_io import video_info
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 PROMPTS = [
     "a red circle moving left on a blue striped background", "A red circle moving left on a blue striped background",
@@ -37,24 +40,28 @@ def test_killed_preempted_stopped_and_submitted_twice(slurm, submit, prompts, ki
     items = read_items(str(prompts), SEEDS)
     folder = BatchFolder(tmp_path / "out" / "faults")
     run = ["batch", f"prompts={prompts}", "seeds=[0,1,2]", f"shards={SHARDS}", "name=faults"]
-    victim = Shard(2, SHARDS).of(items)[2].file
-    slowly = {"SECONDS_PER_CLIP": "0.7"}
-    first, score = submit(*run, "--score=scenes", TAPVIDEO_PYTHON=killed_python, KILL_AFTER_RENAME=victim, **slowly)
+    victim = Shard(2, SHARDS).of(items)[1].file
+    first, score = submit(*run, "--score=scenes", KILL_AFTER_RENAME=victim, **killed_python)
 
     again = submit(*run, check=False)
     assert again.returncode == 4
-    assert f"faults is in the queue already, as job {first}" in again.stderr
-    wait_until(lambda: files(folder, 0, "done") and files(folder, 1, "done"))
+    assert f"faults is in the queue already, as job {first};" in again.stderr
+    wait_until(lambda: all(len(files(folder, number, "begin")) == 3 for number in (0, 1)))
     second = slurm.call(  # past the check and past singleton: there are locks
         "sbatch", "--parsable", "--array=0-1", "--cpus-per-task=1", f"--output={tmp_path}/second-%a.out",
-        "launch/slurm/batch.sbatch", *run[1:], "steps=4", "num_frames=5", "height=32", "width=32",
-        f"output_dir={tmp_path / 'out'}",
+        ROOT / "launch/slurm/batch.sbatch", *run[1:], "steps=4", "num_frames=5", "height=32", "width=32",
+        f"output_dir={tmp_path / 'out'}", TAPVIDEO_PYTHON=sys.executable,
     )  # fmt: skip
-    slurm.call("scontrol", "requeue", f"{first}_1")  # preemption
+    assert slurm.wait(second) == ["FAILED", "FAILED"]
+    assert f"is being made by process {starts(folder, 0)[0]['pid']} on n" in (tmp_path / "second-0.out").read_text()
+
+    slurm.call("scontrol", "requeue", f"{first}_1")  # preemption, with a clip in work
     slurm.call("scancel", "--batch", "--signal=USR1", f"{first}_0")  # the time limit is near
+    wait_until(lambda: "asked to stop" in logs(folder.root))
+    (tmp_path / "gate").unlink()
     assert slurm.wait(first) == ["COMPLETED", "COMPLETED", "FAILED"]
     assert slurm.wait(score) == ["CANCELLED"]  # of what is not whole no score is made
-    slurm.wait(second)
+    assert [event["restarts"] for number in (0, 1) for event in starts(folder, number)] == [0, 1, 0, 1]
 
     state = read_status(folder.root)
     assert [shard.state for shard in state.shards] == ["done", "done", "killed"]
@@ -67,6 +74,10 @@ def test_killed_preempted_stopped_and_submitted_twice(slurm, submit, prompts, ki
 
     figures = check(folder, items, victim)
     print(f"\nfault test: {figures}")
+
+
+def starts(folder, number):
+    return [e for e in read_events(folder.manifest(Shard(number, SHARDS))) if e["event"] == "start"]
 
 
 def check(folder, items, victim):
@@ -83,9 +94,8 @@ def check(folder, items, victim):
     assert [f for f, e in listed.items() if e["event"] == "recovered"] == [victim]
     begun = Counter(e["file"] for e in events if e["event"] == "begin")
     twice = [file for file, count in begun.items() if count > 1]
-    assert len(twice) <= 1  # what the preempted shard had in work
-    assert all(file in files(folder, 1, "begin") for file in twice)
-    assert set(begun.values()) <= {1, 2}
+    assert twice == [Shard(1, SHARDS).of(items)[2].file]  # what the preempted shard had in work
+    assert begun[twice[0]] == 2
     assert {(i.file, i.prompt, i.seed) for i in folder.items()} == {(i.file, i.prompt, i.seed) for i in items}
     status = read_status(folder.root)
     assert (status.done, status.running, status.failed, status.missing) == (len(items), 0, 0, 0)

@@ -41,14 +41,15 @@ def test_four_ranks_stop_together_and_go_on(slurm, submit, killed_python, tmp_pa
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(f"a red circle {n}" for n in range(4)))
     folder, shard = BatchFolder(tmp_path / "out" / "ranks"), Shard(0, 1)
-    slowly = {"TAPVIDEO_PYTHON": killed_python, "SECONDS_PER_CLIP": "0.5"}
-    (job,) = submit("batch", f"prompts={path}", "name=ranks", "parallel.cfg=2", *TWO_BY_TWO, **slowly)
+    (job,) = submit("batch", f"prompts={path}", "name=ranks", "parallel.cfg=2", *TWO_BY_TWO, **killed_python)
 
     def events(kind):
         return [e for e in read_events(folder.manifest(shard)) if e["event"] == kind]
 
-    wait_until(lambda: events("done"))
+    wait_until(lambda: len(events("begin")) == 3)
     slurm.call("scancel", "--batch", "--signal=USR1", job)
+    wait_until(lambda: "asked to stop" in logs(tmp_path))
+    (tmp_path / "gate").unlink()
     assert slurm.wait(job) == ["COMPLETED"], logs(tmp_path)
     assert [e["outcome"] for e in events("end")] == ["stopped", "done"], logs(tmp_path)
     assert [e["ranks"] for e in events("start")] == [4, 4]
