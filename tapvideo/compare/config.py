@@ -30,7 +30,6 @@ def default_presets() -> dict[str, ForecastConfig]:
         "lagrange2": ForecastConfig(name="lagrange2", family="lagrange", orders=[2], lookback=0.0),
         "recompute": ForecastConfig(name="recompute", recompute=RecomputeConfig(budget=0.1)),
         "recompute5": ForecastConfig(name="recompute5", recompute=RecomputeConfig(budget=0.05)),
-        "recompute20": ForecastConfig(name="recompute20", recompute=RecomputeConfig(budget=0.2)),
     }
 
 
