@@ -10,13 +10,18 @@ Bytes are per rank and layer in units of (tokens x width) numbers, for P ranks a
 `ulysses` (DeepSpeed Ulysses, arXiv 2309.14509) trades tokens for heads and back, so each rank attends with its heads
 over all tokens; its K/V are kept by head. `allgather_kv` keeps all K/V on every rank. `allgather_q` keeps them where
 their tokens are: queries travel, and partial results come back to be merged.
+
+Where blocks attend to text and video jointly, every rank has all of the text and computes it anew on every pass; only
+the attention of the text's own queries is shared out. For m text tokens of the width of the others that adds
+
+    ulysses m (P - 1) / P     allgather_kv 0     allgather_q (2 + heads / width) m (P - 1) / P
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from tapvideo.parallel.comm import Comm
@@ -26,8 +31,9 @@ from tapvideo.parallel.lse import attention_part, merge_parts
 ATTENTIONS = ("ulysses", "allgather_kv")
 EXCHANGES = ("ulysses", "allgather_q", "allgather_kv")
 
-Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(query [b, n, h, d], key [b, m, h, d], value [b, m, h, d]) -> [b, n, h, d]."""
+Kernel = Callable[..., Tensor]
+"""(query [b, n, h, d], key [b, m, h, d], value [b, m, h, d]) -> [b, n, h, d]; where text is padded, a fourth argument
+says which keys count (bool [b, 1, 1, m])."""
 
 WholeAttention = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
 """(query, key, value of this rank's tokens, tokens of every rank) -> attention of this rank's tokens to all."""
@@ -50,6 +56,41 @@ class Rows:
         return self.own is None
 
 
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """The text among a layer's rows: every rank has all of it, and its keys and values are never kept."""
+
+    tokens: int = 0
+    is_first: bool = False
+    """Whether it comes before the video's rows."""
+    mask: Bool[Tensor, "b m"] | None = None
+    """Which of it may be attended to; None is all."""
+
+    def split(self, rows: Float[Tensor, "b n h d"]) -> tuple[Float[Tensor, "b v h d"], Float[Tensor, "b m h d"]]:
+        """The video's rows and the text's."""
+        video = rows.shape[1] - self.tokens
+        return (rows[:, self.tokens :], rows[:, : self.tokens]) if self.is_first else (rows[:, :video], rows[:, video:])
+
+    def join(self, video: Float[Tensor, "b v h d"], text: Float[Tensor, "b m h d"]) -> Float[Tensor, "b n h d"]:
+        """The rows as they were before `split`."""
+        return torch.cat(self._in_order(video, text), 1) if self.tokens else video
+
+    def interleave(self, videos: Sequence[Tensor], texts: Sequence[Tensor]) -> Float[Tensor, "b all h d"]:
+        """One `join` after the other, without a copy of each."""
+        pairs = zip(videos, texts, strict=True)
+        return torch.cat([part for video, text in pairs for part in self._in_order(video, text)], 1)
+
+    def key_mask(self, keys: int) -> Bool[Tensor, "b 1 1 keys"] | None:
+        """Which of so many keys, text among them, may be attended to."""
+        if self.mask is None:
+            return None
+        video = self.mask.new_ones(len(self.mask), keys - self.tokens)
+        return torch.cat(self._in_order(video, self.mask), 1)[:, None, None]
+
+    def _in_order(self, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return (text, video) if self.is_first else (video, text)
+
+
 class SequenceAttention:
     """What self-attention is replaced by; `begin` says which tokens the coming layers get."""
 
@@ -61,6 +102,11 @@ class SequenceAttention:
         self.usp = usp
         self.rows = Rows((0,) * comm.size)
         self.kept: KeptKV | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Of this rank's tokens, how many the coming layers get; text comes on top."""
+        return self.rows.counts[self.comm.rank]
 
     def begin(self, rows: Rows, kept: KeptKV | None) -> None:
         """The coming layers get these rows; a full step writes `kept`, a partial one reads and updates it."""
@@ -74,14 +120,24 @@ class SequenceAttention:
         key: Float[Tensor, "b n h d"],
         value: Float[Tensor, "b n h d"],
         kernel: Kernel,
+        joint: Joint | None = None,
     ) -> Float[Tensor, "b n h d"]:
         """Attention of this rank's rows to all tokens'.
+
+        Args:
+            layer: number of the layer, from 0.
+            query: of this rank's rows, with the text's before or after them where `joint` says so.
+            key: of the same rows.
+            value: of the same rows.
+            kernel: computes attention.
+            joint: the text among the rows; None is no text.
 
         Raises:
             PeerLost: if another rank does not answer.
         """
+        joint = joint or Joint()
         if self.comm.size == 1:
-            return self._alone(layer, query, key, value, kernel)
+            return self._alone(layer, query, key, value, kernel, joint)
         mode = self.full if self.rows.is_full else self.exchange
         passes = {
             "ulysses": self._ulysses,
@@ -89,12 +145,17 @@ class SequenceAttention:
             "allgather_q": self._allgather_q,
             "usp": self._usp,
         }
-        return passes[mode](layer, query, key, value, kernel)
+        return passes[mode](layer, query, key, value, kernel, joint)
 
-    def _alone(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Tensor:
-        if self.kept is not None and self.rows.is_full:
-            self.kept.put(layer, key, value)
-        return _attend(kernel, query, *self._merged(layer, key, value))
+    def _alone(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel, joint: Joint) -> Tensor:
+        if self.kept is not None:
+            (video_key, text_key), (video_value, text_value) = joint.split(key), joint.split(value)
+            if self.rows.is_full:
+                self.kept.put(layer, video_key, video_value)
+            else:
+                video_key, video_value = self._merged(layer, video_key, video_value)
+                key, value = joint.join(video_key, text_key), joint.join(video_value, text_value)
+        return _attend(kernel, query, key, value, joint)
 
     def _merged(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Fresh rows of all ranks in, all there is to attend to out."""
@@ -107,45 +168,87 @@ class SequenceAttention:
         if self.kept is not None and self.rows.is_full and exchange == self.exchange:
             self.kept.put(layer, key, value)
 
-    def _ulysses(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Tensor:
-        comm, counts, own = self.comm, self.rows.counts, query.shape[1]
-        self._keep(layer, "allgather_q", key, value)
-        packed = torch.stack([query, key, value], 3).transpose(0, 1)  # [n, b, h, 3, d]
+    def _ulysses(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel, joint: Joint) -> Tensor:
+        comm, counts = self.comm, self.rows.counts
+        videos, texts = zip(*(joint.split(rows) for rows in (query, key, value)), strict=True)
+        own, each = videos[0].shape[1], query.shape[1]
+        self._keep(layer, "allgather_q", *videos[1:])
+        packed = torch.stack(videos, 3).transpose(0, 1)  # [n, b, h, 3, d]
         by_owner = packed.unflatten(2, (comm.size, -1)).movedim(2, 0).flatten(0, 1)  # [ranks n, b, h / ranks, 3, d]
         mine = comm.all_to_all(by_owner, send=[own] * comm.size, receive=counts, what="attention")
         all_query, all_key, all_value = mine.transpose(0, 1).unbind(3)
         self._keep(layer, "ulysses", all_key, all_value)
-        out = _attend(kernel, all_query, *self._merged(layer, all_key, all_value))
-        back = comm.all_to_all(out.transpose(0, 1), send=counts, receive=[own] * comm.size, what="attention")
-        return back.unflatten(0, (comm.size, own)).permute(2, 1, 0, 3, 4).flatten(2, 3)
+        rows = (all_query, *self._merged(layer, all_key, all_value))
+        every = [joint.join(x, self._own_heads(text)) for x, text in zip(rows, texts, strict=True)]
+        out = _attend(kernel, *every, joint=joint)
+        if joint.tokens:  # a rank gets its own tokens' outputs, and every rank gets the text's
+            video, text = joint.split(out)
+            out = joint.interleave(video.split(list(counts), 1), [text] * comm.size)
+        send = [count + joint.tokens for count in counts]
+        back = comm.all_to_all(out.transpose(0, 1), send=send, receive=[each] * comm.size, what="attention")
+        return back.unflatten(0, (comm.size, each)).permute(2, 1, 0, 3, 4).flatten(2, 3)
 
-    def _usp(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Tensor:
+    def _own_heads(self, rows: Tensor) -> Tensor:
+        return rows.tensor_split(self.comm.size, 2)[self.comm.rank]
+
+    def _usp(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel, joint: Joint) -> Tensor:
         assert self.usp is not None
+        assert not joint.tokens, "adapters refuse it"
         self._keep(layer, "allgather_q", key, value)
         return self.usp(query, key, value, self.rows.counts)
 
-    def _allgather_kv(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Tensor:
+    def _allgather_kv(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel, joint: Joint
+    ) -> Tensor:
+        (key, text_key), (value, text_value) = joint.split(key), joint.split(value)
         self._keep(layer, "allgather_q", key, value)
         key, value = self._gather([key, value])
         self._keep(layer, "allgather_kv", key, value)
-        self._keep(layer, "ulysses", *(x.tensor_split(self.comm.size, 2)[self.comm.rank] for x in (key, value)))
-        return _attend(kernel, query, *self._merged(layer, key, value))
+        self._keep(layer, "ulysses", self._own_heads(key), self._own_heads(value))
+        key, value = self._merged(layer, key, value)
+        return _attend(kernel, query, joint.join(key, text_key), joint.join(value, text_value), joint)
 
-    def _allgather_q(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel) -> Tensor:
-        comm, counts, own = self.comm, self.rows.counts, query.shape[1]
+    def _allgather_q(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, kernel: Kernel, joint: Joint
+    ) -> Tensor:
+        comm, counts = self.comm, self.rows.counts
+        (query, text_query), (key, text_key), (value, text_value) = map(joint.split, (query, key, value))
         if self.kept is not None and self.rows.own is not None:
             key, value = self.kept.merge(layer, self.rows.own, key, value)
         (everyone,) = self._gather([query])
-        out, total = attention_part(everyone, key, value)
-        # Partial outputs travel in the model's dtype, their fp32 log-sums bit for bit in the same message.
-        width = query.element_size()
-        words = total[..., None].contiguous().view(query.dtype) if width <= total.element_size() else total[..., None]
-        packed = torch.cat([out.to(query.dtype), words.to(query.dtype)], -1).transpose(0, 1)
-        back = comm.all_to_all(packed, send=counts, receive=[own] * comm.size, what="attention")
+        # Every rank has the text's queries: it collects the parts of a share of them, and tells the others.
+        texts = text_query.tensor_split(comm.size, 1)
+        asked = joint.interleave(everyone.split(list(counts), 1), texts) if joint.tokens else everyone
+        sizes = [count + text.shape[1] for count, text in zip(counts, texts, strict=True)]
+        outputs, totals = self._return_parts(*attention_part(asked, key, value), sizes, query.dtype)
+        if joint.tokens:  # its keys count once: with whoever collects
+            mine = joint.join(query, texts[comm.rank])
+            by_text = attention_part(mine, text_key, text_value, joint.mask)
+            outputs, totals = (torch.cat([x, part[None]]) for x, part in zip((outputs, totals), by_text, strict=True))
+        merged = merge_parts(outputs, totals).to(query.dtype)
+        return self._tell_text(merged, joint, [text.shape[1] for text in texts]) if joint.tokens else merged
+
+    def _return_parts(self, out: Tensor, total: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Partial outputs and log-sums of all ranks' queries in, those of this rank's from all ranks out.
+
+        Outputs travel in the model's dtype, their fp32 log-sums bit for bit in the same message.
+        """
+        comm, width, dim = self.comm, dtype.itemsize, out.shape[-1]
+        fits = width <= total.element_size()
+        words = total[..., None].contiguous().view(dtype) if fits else total[..., None]
+        packed = torch.cat([out.to(dtype), words.to(dtype)], -1).transpose(0, 1)
+        own = sizes[comm.rank]
+        back = comm.all_to_all(packed, send=sizes, receive=[own] * comm.size, what="attention")
         parts = back.unflatten(0, (comm.size, own)).permute(0, 2, 1, 3, 4)
-        outputs, words = parts.split([query.shape[-1], words.shape[-1]], -1)
-        totals = words.contiguous().view(torch.float32) if width <= total.element_size() else words.float()
-        return merge_parts(outputs.float(), totals.squeeze(-1)).to(query.dtype)
+        outputs, words = parts.split([dim, words.shape[-1]], -1)
+        totals = words.contiguous().view(torch.float32) if fits else words.float()
+        return outputs.float(), totals.squeeze(-1)
+
+    def _tell_text(self, rows: Tensor, joint: Joint, shares: Sequence[int]) -> Tensor:
+        """Own tokens with a share of the text in, own tokens with all of the text out."""
+        video, text = replace(joint, tokens=shares[self.comm.rank]).split(rows)
+        everyone = self.comm.all_gather(text.transpose(0, 1), shares, what="attention")
+        return joint.join(video, everyone.transpose(0, 1))
 
     def _gather(self, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
         packed = torch.stack(list(parts), 2).transpose(0, 1)  # [n, b, parts, h, d]
@@ -181,6 +284,9 @@ def resolve(*, full: str, exchange: str, heads: int, ranks: int) -> tuple[str, s
     return chosen_full, chosen_exchange
 
 
-def _attend(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _attend(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, joint: Joint) -> Tensor:
     """Nothing is asked where a rank has no row; some kernels die of it."""
-    return kernel(query, key, value) if query.shape[1] else torch.empty_like(query)
+    if not query.shape[1]:
+        return torch.empty_like(query)
+    mask = joint.key_mask(key.shape[1])
+    return kernel(query, key, value) if mask is None else kernel(query, key, value, mask)

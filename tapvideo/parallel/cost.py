@@ -7,7 +7,12 @@ a rank receives from others. With even shares and f of T tokens recomputed, a la
     recompute    ulysses 4 f (P - 1) / P^2   allgather_kv 2 f (P - 1) / P
                  allgather_q f (P - 1) / P (2 + words / head_dim)
 
-with `words` numbers for a query's fp32 log-sum: one in fp32, two in bf16.
+with `words` numbers for a query's fp32 log-sum: one in fp32, two in bf16. Where blocks attend jointly to m text tokens,
+each pass receives for them, in m d numbers,
+
+    ulysses (P - 1) / P     allgather_kv 0     allgather_q (P - 1) / P (2 + words / head_dim)
+
+and its operations are not known here: they are those of blocks without a text stream.
 """
 
 from dataclasses import dataclass
@@ -103,6 +108,8 @@ class Branch:
     token_timesteps: bool = False
     """Whether every token has its own timestep (Wan 2.2 TI2V): then features are gathered, not what the head makes."""
     batch: int = 1
+    joint_text: int = 0
+    """Text tokens that the blocks attend to jointly with the video's, on every rank."""
 
     @property
     def _row(self) -> int:
@@ -163,13 +170,17 @@ class Branch:
 
     def _attention(self, rows: Share, exchange: str, layers: int) -> Tally:
         """Of some layers; the rows are those that take part."""
+        text = Share.even(self.joint_text, rows.ranks, rows.rank)
         if exchange == "ulysses":  # q, k, v of all rows for a share of the heads; outputs of own rows for the others
-            received, calls = (3 * rows.gathered + rows.returned) * self._row // rows.ranks, 2
+            told = 3 * rows.gathered + rows.returned + self.joint_text * (rows.ranks - 1)
+            received, calls = told * self._row // rows.ranks, 2
         elif exchange == "allgather_kv":
             received, calls = 2 * rows.gathered * self._row, 1
-        else:
+        else:  # parts of own rows, and of a share of the text, whose outputs are then gathered
             sums = self.batch * self.arch.heads * max(_EXACT, self.dtype.itemsize)
-            received, calls = rows.gathered * self._row + rows.returned * (self._row + sums), 2
+            received = (rows.gathered + text.gathered) * self._row
+            received += (rows.returned + text.returned) * (self._row + sums)
+            calls = 3 if self.joint_text else 2
         return Tally(layers * received, layers * calls)
 
     # -- operations
