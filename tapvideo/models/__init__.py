@@ -3,9 +3,19 @@
 from torch import nn
 
 from tapvideo.models.base import ModelAdapter
+from tapvideo.models.cogvideox import CogVideoXAdapter
+from tapvideo.models.hunyuan import HunyuanAdapter
+from tapvideo.models.ltx import LTXAdapter
+from tapvideo.models.skyreels import SkyReelsAdapter
 from tapvideo.models.wan import WanAdapter
 
-ADAPTERS: dict[str, type[ModelAdapter]] = {"WanTransformer3DModel": WanAdapter}
+ADAPTERS: dict[str, type[ModelAdapter]] = {
+    "CogVideoXTransformer3DModel": CogVideoXAdapter,
+    "HunyuanVideoTransformer3DModel": HunyuanAdapter,
+    "LTXVideoTransformer3DModel": LTXAdapter,
+    "SkyReelsV2Transformer3DModel": SkyReelsAdapter,
+    "WanTransformer3DModel": WanAdapter,
+}
 REFUSED = {
     "WanVACETransformer3DModel": "VACE adds hints between the blocks, which a forecast of the whole stack would drop"
 }
