@@ -4,15 +4,19 @@ from torch import nn
 
 from tapvideo.models.base import ModelAdapter
 from tapvideo.models.cogvideox import CogVideoXAdapter
+from tapvideo.models.flux import FluxAdapter
 from tapvideo.models.hunyuan import HunyuanAdapter
 from tapvideo.models.ltx import LTXAdapter
+from tapvideo.models.qwen import QwenAdapter
 from tapvideo.models.skyreels import SkyReelsAdapter
 from tapvideo.models.wan import WanAdapter
 
 ADAPTERS: dict[str, type[ModelAdapter]] = {
     "CogVideoXTransformer3DModel": CogVideoXAdapter,
+    "FluxTransformer2DModel": FluxAdapter,
     "HunyuanVideoTransformer3DModel": HunyuanAdapter,
     "LTXVideoTransformer3DModel": LTXAdapter,
+    "QwenImageTransformer2DModel": QwenAdapter,
     "SkyReelsV2Transformer3DModel": SkyReelsAdapter,
     "WanTransformer3DModel": WanAdapter,
 }

@@ -2,8 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import cogvideox_random
+import hunyuan_random
+import image_random
+import ltx_random
 import torch
 from diffusers import SkyReelsV2Transformer3DModel, WanVACETransformer3DModel
 from torch import Tensor, nn
@@ -20,14 +25,14 @@ class Case:
     name: str
     transformer: Callable[[], nn.Module]
     """With random weights, the same every time."""
-    noise: Callable[[], Tensor]
-    inputs: Callable[[Tensor, float, str], dict[str, Any]]
-    """(latents, timestep from 1000 to 0, guidance branch) -> arguments of the transformer."""
-    block_lists: tuple[str, ...] = ("blocks",)
-    first_attention: Callable[[nn.Module], nn.Module] = field(default=lambda t: t.blocks[0].attn1)
+    noise: Callable[[nn.Module], Tensor]
+    inputs: Callable[[nn.Module, Tensor, float, str], dict[str, Any]]
+    """(transformer, latents, timestep from 1000 to 0, guidance branch) -> its arguments."""
+    block_lists: tuple[str, ...] = ("transformer_blocks",)
+    first_attention: Callable[[nn.Module], nn.Module] = field(default=lambda t: t.transformer_blocks[0].attn)
     """Its first input is the probe."""
     branches: tuple[str, ...] = ("cond", "uncond")
-    """Names that the pipeline gives its calls."""
+    """Names that the pipeline gives its calls; one call of both has a doubled batch."""
     refused: str = ""
     """What the refusal says, where the architecture is not supported."""
 
@@ -35,19 +40,20 @@ class Case:
 def denoise(case: Case, transformer: nn.Module, *, steps: int = STEPS) -> Tensor:
     """Final latents of a plain Euler loop with guidance."""
     dtype = next(p.dtype for p in transformer.parameters() if p.is_floating_point())
-    latents = case.noise()
+    latents = case.noise(transformer)
     for step in range(steps):
-        outputs = []
+        outputs: list[Tensor] = []
         for branch in case.branches:
             arguments = {
                 name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-                for name, value in case.inputs(latents, 1000.0 * (1 - step / steps), branch).items()
+                for name, value in case.inputs(transformer, latents, 1000.0 * (1 - step / steps), branch).items()
             }
             context = transformer.cache_context(branch, step_index=step, num_inference_steps=steps)
             with torch.no_grad(), context:
-                outputs.append(transformer(**arguments, return_dict=False)[0].float())
+                made = transformer(**arguments, return_dict=False)[0].float()
+            outputs += made.chunk(len(made) // len(latents))
         velocity = outputs[0] if len(outputs) == 1 else 3 * outputs[0] - 2 * outputs[1]
-        latents = latents - velocity / steps
+        latents = latents - velocity[:, : latents.shape[1]] / steps  # of an edit, the image that is made
     return latents
 
 
@@ -56,62 +62,126 @@ def seeded(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _wan(**changes: Any) -> Callable[[], nn.Module]:
-    return lambda: random_wan(num_attention_heads=4, attention_head_dim=12, **changes)
-
-
-def _wan_inputs(latents: Tensor, timestep: float, branch: str) -> dict[str, Any]:
+def _wan_inputs(_: nn.Module, latents: Tensor, timestep: float, branch: str) -> dict[str, Any]:
     text = seeded(1, 6, 8, seed=3 if branch == "cond" else 4)
     return {"hidden_states": latents, "timestep": torch.tensor([timestep]), "encoder_hidden_states": text}
 
 
-def _wan_i2v_inputs(latents: Tensor, timestep: float, branch: str) -> dict[str, Any]:
-    """Wan 2.1 I2V: condition and mask as further channels, CLIP's view of the image as further keys."""
+def _wan_i2v_inputs(wan: nn.Module, latents: Tensor, timestep: float, branch: str, images: int = 1) -> dict[str, Any]:
+    """Wan 2.1 I2V: condition and mask as further channels, CLIP's view of the images as further keys."""
     latents = torch.cat([latents, seeded(1, 5, *latents.shape[2:], seed=5)], 1)
-    image = seeded(1, 5, 10, seed=6)
-    return _wan_inputs(latents, timestep, branch) | {"encoder_hidden_states_image": image}
+    views = seeded(images, 5, 10, seed=6)  # of first and last frame, tokens have positions
+    return _wan_inputs(wan, latents, timestep, branch) | {"encoder_hidden_states_image": views}
 
 
-def _wan_first_last_inputs(latents: Tensor, timestep: float, branch: str) -> dict[str, Any]:
-    """Wan 2.1 FLF2V: two images, whose tokens have positions."""
-    return _wan_i2v_inputs(latents, timestep, branch) | {"encoder_hidden_states_image": seeded(2, 5, 10, seed=6)}
-
-
-def _wan_ti2v_inputs(latents: Tensor, timestep: float, branch: str) -> dict[str, Any]:
+def _wan_ti2v_inputs(wan: nn.Module, latents: Tensor, timestep: float, branch: str) -> dict[str, Any]:
     """Wan 2.2 TI2V: the first frame is given, so its tokens are at timestep 0."""
     frames, rows, columns = latents.shape[2], latents.shape[3] // 2, latents.shape[4] // 2
     timesteps = torch.full((1, frames, rows * columns), timestep)
     timesteps[:, 0] = 0
-    return _wan_inputs(latents, timestep, branch) | {"timestep": timesteps.flatten(1)}
+    return _wan_inputs(wan, latents, timestep, branch) | {"timestep": timesteps.flatten(1)}
 
 
-def _wan_noise() -> Tensor:
+def _wan_noise(_: nn.Module) -> Tensor:
     return seeded(1, 4, 3, 10, 14, seed=1)  # 3 x 5 x 7 = 105 tokens
 
 
-def _skyreels(**changes: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        torch.manual_seed(0)
-        sizes = {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 3}
-        return SkyReelsV2Transformer3DModel(**WAN | sizes | changes).eval()
+def _wan_case(name: str, inputs: Callable[..., dict[str, Any]] = _wan_inputs, **changes: Any) -> Case:
+    transformer = partial(random_wan, num_attention_heads=4, attention_head_dim=12, **changes)
+    return Case(name, transformer, _wan_noise, inputs, ("blocks",), lambda t: t.blocks[0].attn1)
 
-    return build
+
+def _random_skyreels() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 3}
+    return SkyReelsV2Transformer3DModel(**WAN | sizes).eval()
+
+
+def _random_vace() -> nn.Module:
+    return WanVACETransformer3DModel(**WAN, num_layers=2, vace_layers=[0], vace_in_channels=4)
+
+
+def _hunyuan(name: str, variant: str) -> Case:
+    return Case(
+        name,
+        partial(hunyuan_random.random_transformer, variant),
+        hunyuan_random.noise,
+        hunyuan_random.inputs,
+        ("transformer_blocks", "single_transformer_blocks"),
+    )
+
+
+def _cogvideox(name: str, variant: str) -> Case:
+    return Case(
+        name,
+        partial(cogvideox_random.random_transformer, variant),
+        cogvideox_random.noise,
+        lambda transformer, latents, timestep, _: cogvideox_random.inputs(transformer, latents, int(timestep)),
+        first_attention=lambda t: t.transformer_blocks[0].attn1,
+        branches=("cond_uncond",),
+    )
+
+
+def _ltx_inputs(
+    _: nn.Module, latents: Tensor, timestep: float, branch: str, *, per_token: bool = False
+) -> dict[str, Any]:
+    """Latents of both branches; of their text, the last tokens are masked."""
+    given = ltx_random.call_inputs(0, tokens=(3, 5, 7), per_token=per_token)
+    timesteps = given["timestep"] / 1000 * timestep  # a clean first frame stays at 0
+    kept = {name: value for name, value in given.items() if name != "return_dict"}
+    return kept | {"hidden_states": torch.cat([latents] * 2), "timestep": timesteps}
+
+
+def _ltx(name: str, inputs: Callable[..., dict[str, Any]]) -> Case:
+    return Case(
+        name,
+        partial(ltx_random.random_transformer, num_attention_heads=6),
+        lambda _: seeded(1, 105, 8, seed=1),
+        inputs,
+        first_attention=lambda t: t.transformer_blocks[0].attn1,
+        branches=("cond_uncond",),
+    )
+
+
+def _image(name: str, build: Callable[[], nn.Module], inputs: Callable[..., dict[str, Any]], **more: Any) -> Case:
+    return Case(name, build, image_random.noise, inputs, **more)
 
 
 CASES = [
-    Case("Wan 2.1 T2V", _wan(), _wan_noise, _wan_inputs),
-    Case("Wan 2.1 I2V", _wan(in_channels=9, image_dim=10, added_kv_proj_dim=48), _wan_noise, _wan_i2v_inputs),
-    Case(
+    _wan_case("Wan 2.1 T2V"),
+    _wan_case("Wan 2.1 I2V", _wan_i2v_inputs, in_channels=9, image_dim=10, added_kv_proj_dim=48),
+    _wan_case(
         "Wan 2.1 FLF2V",
-        _wan(in_channels=9, image_dim=10, added_kv_proj_dim=48, pos_embed_seq_len=10),
-        _wan_noise,
-        _wan_first_last_inputs,
+        partial(_wan_i2v_inputs, images=2),
+        in_channels=9,
+        image_dim=10,
+        added_kv_proj_dim=48,
+        pos_embed_seq_len=10,
     ),
-    Case("Wan 2.2 TI2V", _wan(), _wan_noise, _wan_ti2v_inputs),
-    Case("SkyReels-V2 T2V", _skyreels(), _wan_noise, _wan_inputs),
+    _wan_case("Wan 2.2 TI2V", _wan_ti2v_inputs),
+    Case("SkyReels-V2 T2V", _random_skyreels, _wan_noise, _wan_inputs, ("blocks",), lambda t: t.blocks[0].attn1),
+    _hunyuan("HunyuanVideo T2V", "t2v"),
+    _hunyuan("HunyuanVideo I2V, latents", "i2v-latents"),
+    _hunyuan("HunyuanVideo I2V, tokens", "i2v-tokens"),
+    _cogvideox("CogVideoX 2B", "2b"),
+    _cogvideox("CogVideoX 5B", "5b"),
+    _cogvideox("CogVideoX 5B I2V", "5b-i2v"),
+    _cogvideox("CogVideoX 1.5", "1.5"),
+    _cogvideox("CogVideoX 1.5 I2V", "1.5-i2v"),
+    _ltx("LTX-Video T2V", _ltx_inputs),
+    _ltx("LTX-Video I2V", partial(_ltx_inputs, per_token=True)),
+    _image(
+        "FLUX.1",
+        image_random.random_flux,
+        image_random.flux_inputs,
+        block_lists=("transformer_blocks", "single_transformer_blocks"),
+        branches=("cond",),
+    ),
+    _image("Qwen-Image", image_random.random_qwen, image_random.qwen_inputs),
+    _image("Qwen-Image Edit", partial(image_random.random_qwen, zero_cond_t=True), image_random.qwen_edit_inputs),
     Case(
         "Wan 2.1 VACE",
-        lambda: WanVACETransformer3DModel(**WAN, num_layers=2, vace_layers=[0], vace_in_channels=4),
+        _random_vace,
         _wan_noise,
         _wan_inputs,
         refused="VACE adds hints between the blocks, which a forecast of the whole stack would drop",
