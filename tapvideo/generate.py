@@ -7,18 +7,18 @@ from pathlib import Path
 from tapvideo.config import ConfigError, GenerateConfig, RecomputeConfig, ScheduleConfig
 from tapvideo.console import Console, rank
 from tapvideo.enable import TapSummary
+from tapvideo.images import digests, read_images
 from tapvideo.memory import check_room, check_shards, kept_on_this_rank, num_tokens
 from tapvideo.outputs import Made, describe, describe_mean, mean_comparison, report_clip, report_of, write_clip
 from tapvideo.parallel.decode import DecodePlan, plan_decode, sharded_decoder
 from tapvideo.parallel.launch import check_agreement, check_same_latents, joined
 from tapvideo.parallel.topology import AXES, Topology
 from tapvideo.pipeline import (
-    WanPipeline,
+    Pipeline,
     accelerated,
     hide_loading_bars,
     latent_size,
     load_pipeline,
-    noise_levels,
     resolve_device,
 )
 from tapvideo.record import messages, new_record, package_versions
@@ -27,7 +27,7 @@ from tapvideo.report.data import steps_and_maps
 from tapvideo.run_folder import Job, list_jobs, read_prompts, run_folder
 from tapvideo.sample import RunFailed, Sample, sample
 from tapvideo.schedule import Plan, StepKind, full_plan, strip
-from tapvideo.stack import make_plan
+from tapvideo.schedulers import experts, noise_levels, plan_steps
 
 
 def run(config: GenerateConfig, *, command: str = "") -> Path:
@@ -48,13 +48,14 @@ def run(config: GenerateConfig, *, command: str = "") -> Path:
         RankFailed: among several ranks, for all of this on the first one that it happens to; `Hushed` on the others.
     """
     prompts = read_prompts(config)
+    read_images(config)
     plan = plan_steps(config)
     folder = run_folder(config, prompts)
     console = Console(verbose=config.verbose)
     if config.dry_run:
         print_plan(config, plan)
         return folder
-    facts = {**config.as_dict(), "prompts": prompts, "versions": package_versions()}
+    facts = {**config.as_dict(), **digests(config), "prompts": prompts, "versions": package_versions()}
     with joined(config.parallel, resolve_device(config), facts) as topology:
         make_all(config, prompts, plan, folder, topology, console, command)
     return folder
@@ -77,13 +78,13 @@ def make_all(
     decode = plan_decode(config.parallel, topology, pipe.vae, height=config.height, width=config.width)
     check_agreement(topology.world, {"decoding (parallel.vae)": decode.how})  # DistVAE may be missing on one machine
     session = Session(pipe, config, plan, topology, decode, console)
-    console.say(f"{config.tap.name}: {plan_summary(plan)}\n{strip(plan)}")
+    console.say(f"{config.tap.name}: {plan_summary(plan)}\n{expert_strip(config, plan)}")
     if topology.world.size > 1:
         console.say(f"ranks: {topology}; decoding: {decode.how} ({decode.reason})")
     console.say(check_memory(pipe, config, topology))
     if _compares(config):
         session.warm_up()
-    record, clips = new_record(config, command, resolve_device(config), strip(plan)), []
+    record, clips = new_record(config, command, resolve_device(config), strip(plan), experts(config)), []
     record.mesh = {name: getattr(topology, name).size for name in AXES}
     jobs = list_jobs(config, prompts)
     for start in range(0, len(jobs), topology.dp.size):
@@ -110,19 +111,28 @@ def make_all(
 
 
 def check_branches(config: GenerateConfig, topology: Topology) -> None:
-    """Refuse to split guidance that is not there.
+    """Refuse to split guidance that is not there, or in one piece.
 
     Raises:
-        ConfigError: if the run has one branch and two halves of ranks.
+        ConfigError: if every step is one transformer call, and there are two halves of ranks.
     """
-    if topology.cfg.size > 1 and config.guidance <= 1:
+    if topology.cfg.size == 1:
+        return
+    if config.kind.is_fused:
         raise ConfigError(
-            f"parallel.cfg={topology.cfg.size} splits guidance, and guidance={config.guidance:g} has one branch only; "
-            "allowed: guidance above 1, or parallel.cfg=1"
+            f"parallel.cfg={topology.cfg.size} splits guidance, and a {config.model.pipeline} calls its transformer "
+            "once for both branches; allowed: parallel.cfg=1"
+        )
+    if not config.is_guided:
+        key = config.kind.guidance
+        value = f"guidance={config.guidance:g}" if key == "guidance" else f"model.call.{key}=1"
+        raise ConfigError(
+            f"parallel.cfg={topology.cfg.size} splits guidance, and {value} has one branch only; "
+            f"allowed: {value.partition('=')[0]} above 1, or parallel.cfg=1"
         )
 
 
-def check_memory(pipe: WanPipeline, config: GenerateConfig, topology: Topology) -> str:
+def check_memory(pipe: Pipeline, config: GenerateConfig, topology: Topology) -> str:
     """What this rank will keep between steps, in words.
 
     Raises:
@@ -136,22 +146,10 @@ def check_memory(pipe: WanPipeline, config: GenerateConfig, topology: Topology) 
         topology,
         latent_size=size,
         num_steps=config.steps,
-        branches=2 if config.guidance > 1 else 1,
+        branches=2 if config.is_guided else 1,
     )
     check_room(kept, config.tap_config, resolve_device(config))
     return f"kept between steps, per rank: {kept}"
-
-
-def plan_steps(config: GenerateConfig) -> Plan:
-    """The kinds of all steps.
-
-    Raises:
-        ConfigError: if the schedule names steps that the run does not have.
-    """
-    try:
-        return make_plan(config.tap_config, config.steps)
-    except ValueError as error:
-        raise ConfigError(f"{error} (steps={config.steps})") from error
 
 
 def plan_summary(plan: Plan) -> str:
@@ -165,18 +163,38 @@ def print_plan(config: GenerateConfig, plan: Plan) -> None:
     if rank() != 0:
         return
     print(f"{'step':>4}  {'sigma':>7}  {'timestep':>8}  kind")
-    for index, (sigma, timestep) in enumerate(noise_levels(config)):
-        print(f"{index:>4}  {sigma:>7.4f}  {timestep:>8.2f}  {plan[index]}")
-    print(f"\n{strip(plan)}\n{plan_summary(plan)}")
+    levels, unknown = _levels(config)
+    for index, (sigma, timestep) in enumerate(levels):
+        print(f"{index:>4}  {_number(sigma, '.4f'):>7}  {_number(timestep, '.2f'):>8}  {plan[index]}")
+    print(f"\n{expert_strip(config, plan)}\n{plan_summary(plan)}")
+    if unknown:
+        print(f"sigmas and timesteps are not known: {unknown}")
     if config.tap.enabled and config.steps < config.schedule.min_steps:
         print(f"not accelerated: steps={config.steps} is less than schedule.min_steps={config.schedule.min_steps}")
+
+
+def expert_strip(config: GenerateConfig, plan: Plan) -> str:
+    """The plan in one line, a bar where the second expert takes over."""
+    return "|".join(strip(plan[steps.start : steps.stop]) for steps in experts(config).values() if steps)
+
+
+def _levels(config: GenerateConfig) -> tuple[list[tuple[float | None, float | None]], str]:
+    """Sigmas and timesteps of a run as far as they can be known, and why not."""
+    try:
+        return [*noise_levels(config)], ""
+    except ConfigError as error:
+        return [(None, None)] * config.steps, str(error)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
     """A loaded pipeline, and what all clips of a run have in common."""
 
-    pipe: WanPipeline
+    pipe: Pipeline
     config: GenerateConfig
     plan: Plan
     topology: Topology
@@ -211,7 +229,8 @@ class Session:
                 return Made(made, baseline, summary=None, steps=[], maps=[])
             tap.gather_trace()
             summary = tap.summary()
-            steps, maps = steps_and_maps(tap.trace)
+            shown = [steps_and_maps(trace) for trace in tap.traces.values()]  # one for each expert
+            steps, maps = [x for own, _ in shown for x in own], [x for _, own in shown for x in own]
         check_forecasts(self.plan, summary)
         return Made(made, baseline, summary, steps, maps)
 

@@ -108,8 +108,10 @@ def report_of(record: RunRecord, config: GenerateConfig, clips: list[Clip]) -> R
         "model": f"{config.model.name} ({config.dtype})",
         "method": config.tap.name,
         "schedule": f"{beat}, {record.plan.count('#')} full of {config.steps} steps" if config.tap.enabled else "none",
-        "scheduler": f"{config.scheduler}, flow shift {config.flow_shift:g}",
+        **_experts(record),
+        "scheduler": _scheduler(config),
         "guidance": f"{config.guidance:g}",
+        **{key: str(getattr(config, key)) for key in ("image", "last_image") if getattr(config, key)},
         "video": f"{config.width}x{config.height}, {config.num_frames} frames at {config.fps}/s, crf {config.quality}",
         "seconds": ", ".join(f"{stage} {_total(record, stage):.2f}" for stage in ("text", "denoise", "vae", "write")),
         "TAP itself": f"{sum(c.tap_seconds for c in record.clips):.2f} s of denoise, {_state_mib(record):.1f} MiB",
@@ -118,6 +120,23 @@ def report_of(record: RunRecord, config: GenerateConfig, clips: list[Clip]) -> R
         "configuration": json.dumps(record.config, indent=2, ensure_ascii=False),
     }
     return Report(title=f"{config.model.name}, {config.tap.name}", command=record.command, facts=facts, clips=clips)
+
+
+def _experts(record: RunRecord) -> dict[str, str]:
+    """Which transformer made which steps, where there are two, as `#` full and `.` forecast."""
+    if len(record.experts) < 2:
+        return {}
+    shown = (f"{name} {a} to {b - 1}: {record.plan[a:b]}" for name, (a, b) in record.experts.items() if b > a)
+    return {"steps by expert": ", ".join(shown)}
+
+
+def _scheduler(config: GenerateConfig) -> str:
+    own = config.kind.own_shift or config.scheduler not in ("unipc", "euler")
+    return (
+        f"{config.scheduler}, shift as stored beside the weights"
+        if own
+        else (f"{config.scheduler}, flow shift {config.flow_shift:g}")
+    )
 
 
 def _total(record: RunRecord, stage: str) -> float:

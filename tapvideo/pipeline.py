@@ -3,43 +3,33 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.utils import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
 from tapvideo.config import ConfigError, GenerateConfig
 from tapvideo.enable import Tap, enable_tap
+from tapvideo.images import read_images
 from tapvideo.parallel.launch import world_size
 from tapvideo.parallel.topology import Topology, alone
-from tapvideo.weights import check_sizes, find_configs, find_weights, pipeline_class_name
+from tapvideo.pipeline_kinds import KINDS
+from tapvideo.sample import check_call
+from tapvideo.schedulers import make_scheduler
+from tapvideo.weights import (
+    check_sizes,
+    find_configs,
+    find_weights,
+    latent_grid,
+    pipeline_index,
+)
 
-PIPELINES = {"WanPipeline": WanPipeline}
-"""Pipelines that can be loaded, by the class name in their `model_index.json`."""
-
-Scheduler = UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler
-
-
-def make_scheduler(config: GenerateConfig) -> Scheduler:
-    """The flow-matching scheduler of a run.
-
-    It follows from the config alone, not from what is stored beside the weights: a dry run shows what a run does.
-    """
-    if config.scheduler == "euler":
-        return FlowMatchEulerDiscreteScheduler(shift=config.flow_shift)
-    return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=config.flow_shift
-    )
-
-
-def noise_levels(config: GenerateConfig) -> list[tuple[float, float]]:
-    """Sigma and timestep of every step of a run."""
-    scheduler = make_scheduler(config)
-    scheduler.set_timesteps(config.steps)
-    sigmas, timesteps = torch.as_tensor(scheduler.sigmas), torch.as_tensor(scheduler.timesteps)
-    return list(zip(sigmas[:-1].tolist(), timesteps.tolist(), strict=True))  # the last sigma is the clean end
+Pipeline = Any
+"""Of a class in `pipeline_kinds.KINDS`; what these have in common, diffusers has no type for."""
 
 
 def resolve_device(config: GenerateConfig) -> torch.device:
@@ -78,36 +68,30 @@ def resolve_device(config: GenerateConfig) -> torch.device:
     return device
 
 
-def load_pipeline(config: GenerateConfig) -> WanPipeline:
+def load_pipeline(config: GenerateConfig) -> Pipeline:
     """The pipeline of a config, placed and ready; TAP is off.
 
     Safetensors are loaded and nothing else, and no code from the model's repository runs.
 
     Raises:
-        ConfigError: if the model, its size or its placement is not possible here.
+        ConfigError: if the model, its size, its picture or its placement is not possible here.
     """
     device = resolve_device(config)
+    read_images(config)  # better now than after the weights
     configs = find_configs(config.model)
-    class_name = pipeline_class_name(configs)
-    if class_name not in PIPELINES:
-        known = ", ".join(PIPELINES)
-        raise ConfigError(f"model.weights={config.model.weights!r} is a {class_name}; allowed: {known}")
+    kind = _pipeline_class(config, configs)
     check_sizes(config, configs)
+    check_call(config, kind)
+    scheduler = make_scheduler(config)
     folder = find_weights(config.model)
-    pipe = PIPELINES[class_name].from_pretrained(
+    pipe = kind.from_pretrained(
         str(folder),
-        scheduler=make_scheduler(config),
-        # Wan's VAE loses visibly in half precision and is a small part of the time.
-        dtype={"default": getattr(torch, config.dtype), "vae": torch.float32},
+        scheduler=scheduler,
+        dtype={"default": getattr(torch, config.dtype), **_exact_parts(config)},
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
     )
-    if pipe.transformer_2 is not None:
-        raise ConfigError(
-            f"model.weights={config.model.weights!r} has two experts (Wan 2.2), which reports cannot show yet; "
-            "allowed: models with one transformer, or enable_tap from Python"
-        )
     pipe.set_progress_bar_config(disable=True)  # ours also shows full and forecast steps
     if config.vae_tiling:
         pipe.vae.enable_tiling()
@@ -117,8 +101,43 @@ def load_pipeline(config: GenerateConfig) -> WanPipeline:
     return pipe
 
 
+def _pipeline_class(config: GenerateConfig, folder: Path) -> Any:
+    """The class that makes videos as the config asks for, from the weights in `folder`."""
+    index, name, weights = pipeline_index(folder), config.model.pipeline, config.model.weights
+    stored = str(index.get("_class_name"))
+    if stored != name:
+        known = f", or model.pipeline={stored}, for which conf/model has sizes" if stored in KINDS else ""
+        raise ConfigError(f"model.weights={weights!r} is a {stored}; allowed: {name}{known}")
+    boundary = index.get("boundary_ratio") if index.get("transformer_2", [None])[0] else None
+    if boundary != config.model.boundary:
+        has = "has one transformer" if boundary is None else f"has two experts, which change at {boundary}"
+        raise ConfigError(
+            f"model.boundary={config.model.boundary}, and model.weights={weights!r} {has}; "
+            f"allowed: {'null' if boundary is None else boundary}"
+        )
+    is_wan = name.startswith("Wan")
+    if is_wan and config.image and not (config.kind.needs_image or index.get("expand_timesteps")):
+        raise ConfigError(
+            f"image={config.image!r}: model.weights={weights!r} makes videos from text alone; allowed: null"
+        )
+    if is_wan and config.last_image and index.get("expand_timesteps"):
+        raise ConfigError(
+            f"last_image={config.last_image!r}: model.weights={weights!r} knows no last frame; allowed: null"
+        )
+    return getattr(diffusers, str(config.kind.image_class) if config.image else name)
+
+
+def _exact_parts(config: GenerateConfig) -> dict[str, torch.dtype]:
+    """Parts whose dtype is not that of the rest."""
+    exact = {"image_encoder": torch.float32}  # Wan's: the pipeline hands it pixels as they come
+    vae = config.kind.vae_dtype
+    if vae == "float32" or (vae == "float16" and config.dtype == "float32"):
+        return {**exact, "vae": torch.float32}
+    return {**exact, "vae": torch.float16} if vae == "float16" else exact
+
+
 @contextmanager
-def accelerated(pipe: WanPipeline, config: GenerateConfig, topology: Topology | None = None) -> Iterator[Tap | None]:
+def accelerated(pipe: Pipeline, config: GenerateConfig, topology: Topology | None = None) -> Iterator[Tap | None]:
     """The pipeline with TAP on, for the length of a block; shared by the ranks of `topology`.
 
     Plain diffusers, and None, where TAP is off and one rank does everything.
@@ -147,10 +166,9 @@ def accelerated(pipe: WanPipeline, config: GenerateConfig, topology: Topology | 
         tap.disable()
 
 
-def latent_size(pipe: WanPipeline, config: GenerateConfig) -> tuple[int, int, int]:
+def latent_size(pipe: Pipeline, config: GenerateConfig) -> tuple[int, int, int]:
     """Frames, rows and columns of a clip's latents."""
-    space, time = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
-    return (config.num_frames - 1) // time + 1, config.height // space, config.width // space
+    return latent_grid(config, dict(pipe.vae.config), dict(pipe.transformer.config))
 
 
 def hide_loading_bars(*, downloads: bool) -> None:
@@ -161,14 +179,15 @@ def hide_loading_bars(*, downloads: bool) -> None:
         disable_progress_bars()
 
 
-def _compile(pipe: WanPipeline) -> None:
+def _compile(pipe: Pipeline) -> None:
     """Compile each kind of block once; TAP's own logic stays outside the graphs."""
-    for transformer in (pipe.transformer, pipe.transformer_2):
+    for name in ("transformer", "transformer_2"):
+        transformer = getattr(pipe, name, None)
         if transformer is not None:
             transformer.compile_repeated_blocks()
 
 
-def _place(pipe: WanPipeline, config: GenerateConfig, device: torch.device) -> None:
+def _place(pipe: Pipeline, config: GenerateConfig, device: torch.device) -> None:
     if config.offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif config.offload == "group":

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -92,6 +93,8 @@ class RunRecord:
     device: str
     plan: str
     """One character a step: `#` full, `.` forecast."""
+    experts: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    """First step of every transformer and the one after its last, by component name."""
     clips: list[ClipRecord] = field(default_factory=list)
     mean: MeanComparison | None = None
     """None where nothing was compared."""
@@ -113,10 +116,17 @@ def messages(ledger: Ledger) -> dict[str, dict[str, Messages]]:
     }
 
 
-def new_record(config: GenerateConfig, command: str, device: torch.device, plan: str) -> RunRecord:
+def new_record(
+    config: GenerateConfig, command: str, device: torch.device, plan: str, experts: Mapping[str, range]
+) -> RunRecord:
     """A record without clips."""
     return RunRecord(
-        command=command, config=config.as_dict(), versions=package_versions(), device=device_name(device), plan=plan
+        command=command,
+        config=config.as_dict(),
+        versions=package_versions(),
+        device=device_name(device),
+        plan=plan,
+        experts={name: [steps.start, steps.stop] for name, steps in experts.items()},
     )
 
 

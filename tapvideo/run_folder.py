@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tapvideo.config import ConfigError, GenerateConfig
+from tapvideo.images import digests
 
 _SLUG_LENGTH = 48
-# Prompts count by their text, and ranks make the same video, however many they are.
+# Prompts count by their text, pictures by their bytes, and ranks make the same video, however many they are.
 _NOT_IN_THE_NAME = ("output_dir", "verbose", "dry_run", "prompt", "prompt_file", "parallel")
 
 
@@ -47,7 +48,7 @@ def read_prompts(config: GenerateConfig) -> list[str]:
 
 def run_folder(config: GenerateConfig, prompts: list[str]) -> Path:
     """`output_dir/MODEL-TAP-HASH`; the hash is of everything that shapes the videos or their record."""
-    plain = {key: value for key, value in config.as_dict().items() if key not in _NOT_IN_THE_NAME}
+    plain = {key: value for key, value in config.as_dict().items() if key not in _NOT_IN_THE_NAME} | digests(config)
     text = json.dumps({**plain, "prompts": prompts}, sort_keys=True, ensure_ascii=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Path(config.output_dir).expanduser() / f"{slug(config.model.name)}-{slug(config.tap.name)}-{digest}"

@@ -1,15 +1,23 @@
 """One call of a pipeline: frames, and the seconds of each stage."""
 
+import inspect
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tapvideo.config import GenerateConfig
+from tapvideo.config import ConfigError, GenerateConfig
+from tapvideo.images import read_images
+
+_NOT_FOR_CALL = ("image", "last_image", "output_type", "return_dict", "latents", "timesteps", "sigmas")
+_NOT_FOR_CALL += ("num_videos_per_prompt", "attention_kwargs", "prompt_template", "prompt_2")
+_NOT_FOR_CALL += ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+_NOT_FOR_CALL += ("prompt_attention_mask", "negative_prompt_attention_mask", "image_embeds")
+_NOT_FOR_CALL += ("callback_on_step_end", "callback_on_step_end_tensor_inputs")
 
 
 class RunFailed(RuntimeError):
@@ -48,8 +56,8 @@ class Sample:
 
     frames: Float[Tensor, "frames height width 3"]
     """Values in [0, 1], on the host; none on a rank that does not decode."""
-    latents: Float[Tensor, "b c t h w"]
-    """Where the denoising loop ended, on its device."""
+    latents: Float[Tensor, " b *latent"]
+    """Where the denoising loop ended, on its device, as the pipeline has them."""
     seconds: StageSeconds
 
 
@@ -81,11 +89,20 @@ def sample(
     on_step: Callable[[int], None],
     *,
     decode: bool = True,
+    on_latents: Callable[[Tensor], None] = lambda latents: None,
 ) -> Sample:
-    """Run the plain pipeline once; `on_step` is told the index of every step that is done.
+    """Run the plain pipeline once.
 
-    The pipeline's own call makes the frames, so they are bit for bit what it makes without tapvideo. With `decode` off
-    another rank makes them, from the same latents.
+    The pipeline's own call makes the frames, so they are bit for bit what it makes without tapvideo.
+
+    Args:
+        pipe: what makes them.
+        config: how.
+        prompt: what to show.
+        seed: of the noise.
+        on_step: is told the index of every step that is done.
+        decode: off where another rank makes the frames, from the same latents.
+        on_latents: is shown the latents after every step.
 
     Raises:
         RunFailed: if the latents or the frames are NaN or infinite.
@@ -96,6 +113,7 @@ def sample(
 
     def end_step(_pipe: Any, step: int, _timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         check_finite(tensors["latents"], step, config.steps)
+        on_latents(tensors["latents"])
         on_step(step)
         if step == config.steps - 1:
             last.append(tensors["latents"])
@@ -107,7 +125,8 @@ def sample(
     try:
         clock.mark("begin")
         kind = "pt" if decode else "latent"
-        video = pipe(**call_arguments(config, prompt, seed), output_type=kind, callback_on_step_end=end_step).frames
+        arguments = call_arguments(config, type(pipe), prompt, seed)
+        video = pipe(**arguments, output_type=kind, callback_on_step_end=end_step).frames
         frames = (
             video[0].permute(0, 2, 3, 1).float().cpu() if decode else torch.empty(0, config.height, config.width, 3)
         )
@@ -120,8 +139,34 @@ def sample(
     return Sample(frames, last[0], clock.seconds())
 
 
-def call_arguments(config: GenerateConfig, prompt: str, seed: int) -> dict[str, Any]:
-    """Arguments of the pipeline's call; noise comes from the CPU, so that a seed means the same on every device."""
+def call_arguments(config: GenerateConfig, kind: type, prompt: str, seed: int) -> dict[str, Any]:
+    """Arguments of the call of a pipeline of this class, as far as it knows them.
+
+    Noise comes from the CPU, so that a seed means the same on every device.
+    """
+    accepted = _accepted(kind)
+    return {name: value for name, value in _all_arguments(config, prompt, seed).items() if name in accepted}
+
+
+def check_call(config: GenerateConfig, kind: type) -> None:
+    """Refuse further arguments that the pipeline does not take, or that have a key of their own.
+
+    Raises:
+        ConfigError: for the first one.
+    """
+    own = {*_all_arguments(replace(config, model=replace(config.model, call={})), "", 0), *_NOT_FOR_CALL}
+    free = sorted(_accepted(kind) - own)
+    odd = next((name for name in config.model.call if name not in free), None)
+    if odd is not None:
+        value, allowed = config.model.call[odd], ", ".join(free)
+        raise ConfigError(f"model.call.{odd}={value!r} is no argument of a {kind.__name__}; allowed: {allowed}")
+
+
+def _accepted(kind: type) -> set[str]:
+    return set(inspect.signature(kind.__call__).parameters) - {"self"}
+
+
+def _all_arguments(config: GenerateConfig, prompt: str, seed: int) -> dict[str, Any]:
     return {
         "prompt": prompt,
         "negative_prompt": config.negative_prompt,
@@ -131,11 +176,14 @@ def call_arguments(config: GenerateConfig, prompt: str, seed: int) -> dict[str, 
         "num_inference_steps": config.steps,
         "guidance_scale": config.guidance,
         "max_sequence_length": config.max_sequence_length,
+        "frame_rate": config.fps,
         "generator": torch.Generator("cpu").manual_seed(seed),
+        **read_images(config),
+        **config.model.call,
     }
 
 
-def check_finite(latents: Float[Tensor, "b c t h w"], step: int, num_steps: int) -> None:
+def check_finite(latents: Float[Tensor, " b *latent"], step: int, num_steps: int) -> None:
     """Stop a run whose latents are lost.
 
     Raises:

@@ -16,7 +16,7 @@ _BUILTIN = "builtin:"
 _CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.model", "*/*.txt"]
 _WEIGHT_FILES = [*_CONFIG_FILES, "*/*.safetensors"]  # never pickles, never code
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_PIPELINE_MULTIPLE = 16  # WanPipeline asks for it of every model, whatever its patches
+_NO_LIMIT = 1 << 30
 
 
 def find_configs(model: ModelConfig) -> Path:
@@ -52,17 +52,56 @@ def check_sizes(config: GenerateConfig, folder: Path) -> None:
         ConfigError: if the model cannot make this size; the message names the nearest that it can.
     """
     transformer, vae = component_config(folder, "transformer"), component_config(folder, "vae")
-    spatial, temporal = vae.get("scale_factor_spatial", 8), vae.get("scale_factor_temporal", 4)
-    patch = transformer.get("patch_size", [1, 2, 2])
-    for key, patch_side in (("height", patch[1]), ("width", patch[2])):
-        multiple = math.lcm(_PIPELINE_MULTIPLE, spatial * patch_side)
-        _check_step(
-            key, getattr(config, key), step=multiple, offset=0, limit=spatial * _longest(transformer, patch_side)
-        )
+    (temporal, spatial), (patch_t, *patch) = vae_strides(vae), patch_sizes(transformer)
+    table = _longest(transformer)
+    for key, patch_side in zip(("height", "width"), patch, strict=True):
+        multiple = math.lcm(config.kind.multiple, spatial * patch_side)
+        _check_step(key, getattr(config, key), step=multiple, offset=0, limit=spatial * table * patch_side)
+        if transformer.get("use_learned_positional_embeddings"):  # one for every place of one size
+            _check_only(key, getattr(config, key), spatial * transformer[f"sample_{key}"])
     # The first frame is a latent frame of its own; each later one covers `temporal` frames.
-    frames_per_patch = temporal * patch[0]
-    last = frames_per_patch * (_longest(transformer, 1) - 1) + 1
-    _check_step("num_frames", config.num_frames, step=frames_per_patch, offset=1, limit=last)
+    step = temporal * (1 if config.kind.pads_frames else patch_t)
+    _check_step("num_frames", config.num_frames, step=step, offset=1, limit=temporal * patch_t * (table - 1) + 1)
+    if transformer.get("use_learned_positional_embeddings"):
+        _check_only("num_frames", config.num_frames, transformer["sample_frames"])
+
+
+def vae_strides(vae: dict[str, Any]) -> tuple[int, int]:
+    """Frames, and rows or columns, of a latent, from the `config.json` of a VAE."""
+    temporal = vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio")
+    spatial = vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio")
+    if "spatio_temporal_scaling" in vae:  # LTX
+        halvings = sum(vae["spatio_temporal_scaling"])
+        temporal = temporal or vae.get("patch_size_t", 1) * 2**halvings
+        spatial = spatial or vae.get("patch_size", 4) * 2**halvings
+    elif "block_out_channels" in vae:  # CogVideoX
+        spatial = spatial or 2 ** (len(vae["block_out_channels"]) - 1)
+    return int(temporal or 4), int(spatial or 8)
+
+
+def patch_sizes(transformer: dict[str, Any]) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a token, from the `config.json` of a transformer."""
+    patch = transformer.get("patch_size", [1, 2, 2])
+    if isinstance(patch, int):
+        return transformer.get("patch_size_t") or 1, patch, patch
+    t, h, w = patch
+    return t, h, w
+
+
+def latent_grid(config: GenerateConfig, vae: dict[str, Any], transformer: dict[str, Any]) -> tuple[int, int, int]:
+    """Frames, rows and columns of a clip's latents, from the two `config.json`."""
+    temporal, spatial = vae_strides(vae)
+    frames, patch = (config.num_frames - 1) // temporal + 1, patch_sizes(transformer)[0]
+    return -(-frames // patch) * patch, config.height // spatial, config.width // spatial
+
+
+def read_scheduler(folder: Path) -> dict[str, Any]:
+    """The scheduler's config beside the weights.
+
+    Raises:
+        ConfigError: if the file is missing or not json.
+    """
+    return _read_json(folder / "scheduler" / "scheduler_config.json")
 
 
 def component_config(folder: Path, name: str) -> dict[str, Any]:
@@ -74,13 +113,13 @@ def component_config(folder: Path, name: str) -> dict[str, Any]:
     return _read_json(folder / name / "config.json")
 
 
-def pipeline_class_name(folder: Path) -> str:
-    """The pipeline class that a saved pipeline asks for.
+def pipeline_index(folder: Path) -> dict[str, Any]:
+    """What a saved pipeline says of itself: its class, components and settings.
 
     Raises:
         ConfigError: if the file that says so is missing or not json.
     """
-    return str(_read_json(folder / "model_index.json").get("_class_name"))
+    return _read_json(folder / "model_index.json")
 
 
 def _find(model: ModelConfig, hub_patterns: list[str]) -> Path:
@@ -155,9 +194,15 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _longest(transformer: dict[str, Any], patch_side: int) -> int:
-    """Latents along one side that the rotary table of the transformer has rows for."""
-    return transformer.get("rope_max_seq_len", 1024) * patch_side
+def _longest(transformer: dict[str, Any]) -> int:
+    """Tokens along one side that the transformer has a rotary table for; only Wan's are of a fixed length."""
+    default = 1024 if transformer.get("_class_name") == "WanTransformer3DModel" else _NO_LIMIT
+    return transformer.get("rope_max_seq_len", default)
+
+
+def _check_only(key: str, value: int, allowed: int) -> None:
+    if value != allowed:
+        raise ConfigError(f"{key}={value} does not fit this model, which learned one size; allowed: {allowed}")
 
 
 def _check_step(key: str, value: int, *, step: int, offset: int, limit: int) -> None:

@@ -11,7 +11,7 @@ from tapvideo.parallel.attention import SequenceAttention
 
 
 class LTXSequenceProcessor:
-    """Projections, norms and rotary embedding as `LTXVideoAttnProcessor` has them; the attention is decided elsewhere."""
+    """Projections, norms and rotary embedding as `LTXVideoAttnProcessor` has them; who attends to what is not."""
 
     def __init__(self, original: LTXVideoAttnProcessor, layer: int, attention: SequenceAttention) -> None:
         self.original = original

@@ -12,7 +12,7 @@ PURE = (
 )  # fmt: skip
 PEERS = tuple(f"compare/{name}.py" for name in ("diffusers_peers", "rules", "flops", "watch"))  # hooks and caches
 HOMES = {
-    "diffusers": ("models/", "pipeline.py", "tiny/", *PEERS),
+    "diffusers": ("models/", "pipeline.py", "schedulers.py", "tiny/", *PEERS),
     "transformers": ("pipeline.py", "tiny/"),
     "omegaconf": ("config.py", "cli/"),
     "hydra": ("cli/", "parallel/plan.py"),
@@ -61,7 +61,7 @@ def test_library_is_imported_at_home_only(library):
 
 
 def test_models_and_stack_do_not_know_the_pipeline():
-    upward = {"tapvideo.pipeline", "tapvideo.generate", "tapvideo.outputs", "tapvideo.cli"}
+    upward = {"tapvideo.pipeline", "tapvideo.schedulers", "tapvideo.generate", "tapvideo.outputs", "tapvideo.cli"}
     low = (
         "models/",
         "stack.py",

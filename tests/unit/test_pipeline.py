@@ -29,7 +29,7 @@ def ignore(_step: int) -> None:
 def test_sample_equals_plain_diffusers_bit_for_bit(config, saved_pipeline):
     plain = WanPipeline.from_pretrained(str(saved_pipeline), dtype=torch.float32)
     plain.set_progress_bar_config(disable=True)
-    expected = plain(**call_arguments(config, "a red circle", 3), output_type="np").frames[0]
+    expected = plain(**call_arguments(config, WanPipeline, "a red circle", 3), output_type="np").frames[0]
     made = sample(load_pipeline(config), config, "a red circle", 3, ignore)
     assert torch.equal(made.frames, torch.from_numpy(expected))
 

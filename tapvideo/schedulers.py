@@ -1,0 +1,109 @@
+"""The scheduler of a run, its noise levels, and the plan that follows from them where there are two experts."""
+
+from typing import Any, cast
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
+
+from tapvideo.config import ConfigError, GenerateConfig
+from tapvideo.schedule import Plan, StepKind
+from tapvideo.stack import make_plan
+from tapvideo.weights import component_config, find_configs, latent_grid, read_scheduler
+
+Scheduler = SchedulerMixin
+
+_TRAINING_STEPS = 1000  # timesteps of a boundary are shares of these
+
+
+def make_scheduler(config: GenerateConfig) -> Scheduler:
+    """The scheduler of a run.
+
+    `unipc` and `euler` follow from the config alone, but for models whose shift follows from the number of tokens; the
+    others, and those, from what is stored beside the weights: a dry run shows what a run does.
+
+    Raises:
+        ConfigError: if the weights are asked for and not at hand, or their scheduler is none of diffusers' own.
+    """
+    if config.scheduler == "euler":
+        return FlowMatchEulerDiscreteScheduler(shift=config.flow_shift)
+    if config.scheduler == "unipc" and not config.kind.own_shift:
+        return UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=config.flow_shift
+        )
+    stored = read_scheduler(find_configs(config.model))
+    if config.scheduler == "unipc":
+        shift = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        return _from_stored(UniPCMultistepScheduler, stored, **shift)
+    if config.scheduler == "ddim":
+        return _from_stored(CogVideoXDDIMScheduler, stored, timestep_spacing="trailing")
+    if config.scheduler == "dpm":
+        return _from_stored(CogVideoXDPMScheduler, stored, timestep_spacing="trailing")
+    name = str(stored.get("_class_name"))
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ConfigError(f"model.weights={config.model.weights!r} has a scheduler {name}; allowed: diffusers' own")
+    return _from_stored(found, stored)
+
+
+def noise_levels(config: GenerateConfig) -> list[tuple[float | None, float]]:
+    """Sigma, where the scheduler has it, and timestep of every step of a run.
+
+    Raises:
+        ConfigError: as `make_scheduler`, and where a shift by the number of tokens needs weights that are not at hand.
+    """
+    scheduler: Any = make_scheduler(config)
+    if config.kind.own_sigmas:
+        more = {"mu": _shift(config, scheduler)} if config.kind.own_shift else {}
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / config.steps, config.steps), **more)
+    else:
+        scheduler.set_timesteps(config.steps)
+    timesteps = torch.as_tensor(scheduler.timesteps).tolist()
+    known = getattr(scheduler, "sigmas", None)
+    sigmas = [None] * len(timesteps) if known is None else torch.as_tensor(known)[: len(timesteps)].tolist()
+    return list(zip(sigmas, timesteps, strict=True))
+
+
+def experts(config: GenerateConfig) -> dict[str, range]:
+    """Steps of every transformer of a run, by component name."""
+    if config.model.boundary is None:
+        return {"transformer": range(config.steps)}
+    edge = config.model.boundary * _TRAINING_STEPS
+    first = sum(timestep >= edge for _, timestep in noise_levels(config))
+    return {"transformer": range(first), "transformer_2": range(first, config.steps)}
+
+
+def plan_steps(config: GenerateConfig) -> Plan:
+    """The kinds of all steps; an expert that takes over in mid-run warms up first.
+
+    Raises:
+        ConfigError: if the schedule names steps that the run does not have.
+    """
+    try:
+        plan = make_plan(config.tap_config, config.steps)
+    except ValueError as error:
+        raise ConfigError(f"{error} (steps={config.steps})") from error
+    starts = [steps.start for steps in experts(config).values() if steps and steps.start]
+    warm = {step for start in starts for step in range(start, start + config.schedule.warmup)}
+    return tuple(StepKind.FULL if step in warm else kind for step, kind in enumerate(plan))
+
+
+def _from_stored(kind: type[SchedulerMixin], stored: dict[str, Any], **changes: Any) -> Scheduler:
+    return cast(Any, kind).from_config(stored, **changes)
+
+
+def _shift(config: GenerateConfig, scheduler: Any) -> float:
+    """What LTX's pipeline hands its scheduler: linear in the number of tokens."""
+    folder = find_configs(config.model)
+    t, h, w = latent_grid(config, component_config(folder, "vae"), component_config(folder, "transformer"))
+    own = scheduler.config
+    low, high = own.get("base_image_seq_len", 256), own.get("max_image_seq_len", 4096)
+    least, most = own.get("base_shift", 0.5), own.get("max_shift", 1.15)
+    return least + (t * h * w - low) * (most - least) / (high - low)

@@ -1,0 +1,151 @@
+"""Typed configuration of the method: which steps are full, and how the others are forecast."""
+
+from dataclasses import dataclass, field
+
+from tapvideo.checks import ConfigError, at_least, one_of, positive
+from tapvideo.parallel.attention import EXCHANGES
+from tapvideo.parallel.kept import KV_DTYPES
+
+FAMILIES = ("taylor", "lagrange", "reuse")
+PROXIES = ("cosine", "l2")
+CHOICES = ("token", "sample")
+PROBES = ("modulated", "block_output", "block_residual")
+COORDINATES = ("step", "sigma")
+SCHEDULES = ("interval", "explicit")
+
+_MOST_CANDIDATES = 127  # choices are kept in one signed byte per token
+
+
+@dataclass(kw_only=True)
+class ScheduleConfig:
+    """Which denoising steps are full."""
+
+    kind: str = "interval"
+    """`interval`: the first `warmup`, then every `interval`-th, and the `last` steps. `explicit`: those in `steps`."""
+    interval: int = 4
+    """Distance between full steps after the warm-up; 1 makes every step full."""
+    warmup: int = 3
+    """Full steps at the start, of every branch and of every expert."""
+    last: int = 1
+    """Full steps at the end."""
+    steps: list[int] = field(default_factory=list)
+    """Full steps of the explicit schedule, counted from 0; step 0 always is one."""
+    min_steps: int = 12
+    """Runs of fewer steps than this are not accelerated: few-step models have nothing to skip."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        one_of("schedule.kind", self.kind, SCHEDULES)
+        at_least("schedule.interval", self.interval, 1)
+        at_least("schedule.warmup", self.warmup, 1)
+        at_least("schedule.last", self.last, 0)
+        at_least("schedule.min_steps", self.min_steps, 0)
+        if self.kind == "explicit" and not self.steps:
+            raise ConfigError(
+                "schedule.steps=[] is empty; schedule.kind=explicit needs the list of full steps, e.g. [0,1,2,6,10]"
+            )
+        if any(s < 0 for s in self.steps):
+            raise ConfigError(f"schedule.steps={self.steps!r} has a negative step; allowed: 0 or more")
+
+
+@dataclass(kw_only=True)
+class RecomputeConfig:
+    """Tokens that are forecast so badly that they run through the blocks on a forecast step after all."""
+
+    budget: float = 0.0
+    """Share of all tokens that may be recomputed on a forecast step, the worst first; 0 is off."""
+    threshold: float = 0.0
+    """Proxy error from which a token is stale; 0 spends the whole budget on every forecast step."""
+    exchange: str = "auto"
+    """What ranks tell each other: `ulysses` (fewest bytes), `allgather_q`, `allgather_kv`; `auto`: the first it can."""
+    kv_dtype: str = "model"
+    """Of the keys and values that layers keep: `model`, or `fp8` (e4m3 with a scale per token and head)."""
+    kv_layers: list[int] = field(default_factory=list)
+    """Layers that keep them; empty is all. In the others recomputed tokens attend to each other alone."""
+    kv_offload: bool = False
+    """Keep them on the CPU."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        at_least("tap.recompute.budget", self.budget, 0)
+        at_least("tap.recompute.threshold", self.threshold, 0)
+        if self.budget > 1:
+            raise ConfigError(f"tap.recompute.budget={self.budget!r} is a share of tokens; allowed: 0 (off) to 1")
+        one_of("tap.recompute.exchange", self.exchange, ("auto", *EXCHANGES))
+        one_of("tap.recompute.kv_dtype", self.kv_dtype, KV_DTYPES)
+        if any(layer < 0 for layer in self.kv_layers):
+            raise ConfigError(f"tap.recompute.kv_layers={self.kv_layers!r} has a negative layer; allowed: 0 or more")
+
+
+@dataclass(kw_only=True)
+class ForecastConfig:
+    """How the block stack's output is forecast on the steps between."""
+
+    name: str = "paper"
+    """What reports call this method."""
+    enabled: bool = True
+    """False is plain diffusers."""
+    family: str = "taylor"
+    """Candidate predictors: `taylor` (the paper's), `lagrange` (exact on uneven anchors), `reuse` (order 0)."""
+    orders: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Orders in the family."""
+    lookback: float = 4.0
+    """Candidates forecast to distances k - lookback .. k steps from the last full step (the paper's lambda)."""
+    spacing: float = 1.0
+    """Spacing of those distances in steps (the paper's delta)."""
+    anchors: int = 3
+    """Full steps that are remembered; at least the highest order + 1."""
+    proxy: str = "cosine"
+    """Distance on the probe: `cosine` (the paper's) or `l2`."""
+    choice: str = "token"
+    """One predictor per `token` (the paper's) or per `sample`."""
+    probe: str = "modulated"
+    """`modulated` input of block 0 (the paper's, runs none), output or residual of the first `probe_depth` blocks."""
+    probe_depth: int = 1
+    """Blocks that run on every step for the block probes."""
+    coordinate: str = "step"
+    """Time axis of the anchors: `step` index (the paper's) or `sigma`."""
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    """Tokens to run through the blocks on forecast steps."""
+    maps: bool = True
+    """Keep the chosen predictor of every token for the report (one byte per token and forecast step)."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        one_of("tap.family", self.family, FAMILIES)
+        one_of("tap.proxy", self.proxy, PROXIES)
+        one_of("tap.choice", self.choice, CHOICES)
+        one_of("tap.probe", self.probe, PROBES)
+        one_of("tap.coordinate", self.coordinate, COORDINATES)
+        at_least("tap.lookback", self.lookback, 0)
+        at_least("tap.anchors", self.anchors, 1)
+        at_least("tap.probe_depth", self.probe_depth, 1)
+        positive("tap.spacing", self.spacing)
+        if not self.orders or any(o < 0 for o in self.orders):
+            raise ConfigError(
+                f"tap.orders={self.orders!r} is not a list of orders; allowed: one or more integers from 0"
+            )
+        needed = max(self.orders) + 1
+        if self.anchors < needed:
+            raise ConfigError(
+                f"tap.orders={self.orders!r} needs {needed} anchors; tap.anchors={self.anchors} is too small"
+            )
+        candidates = len(self.orders) * (int(self.lookback / self.spacing) + 1)
+        if candidates > _MOST_CANDIDATES:
+            asked = f"tap.lookback={self.lookback!r} and tap.spacing={self.spacing!r} make {candidates} candidates"
+            raise ConfigError(f"{asked}; allowed: up to {_MOST_CANDIDATES}")
+
+
+@dataclass(kw_only=True)
+class TapConfig(ForecastConfig):
+    """Everything `enable_tap` needs; by default the paper's method with three warm-up steps and an exact last one."""
+
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Which steps are full."""
+
+    @property
+    def needs_probe(self) -> bool:
+        """Whether there is something to choose, or to find stale: with one candidate no probe is computed or kept."""
+        one_order = len(self.orders) == 1 and self.lookback < self.spacing
+        chooses = self.family != "reuse" and max(self.orders) > 0 and not one_order
+        return chooses or self.recompute.budget > 0
