@@ -1,7 +1,5 @@
 """From scores on disk to results: means, VBench's totals, and the change against a baseline."""
 
-from pathlib import Path
-
 from tapvideo.checks import ConfigError
 from tapvideo.record import package_versions
 from tapvideo.vbench.clips import Clip, Facts
@@ -9,7 +7,7 @@ from tapvideo.vbench.config import VBenchConfig
 from tapvideo.vbench.dimensions import DIMENSIONS, Summary, summarise
 from tapvideo.vbench.environment import Described, Located
 from tapvideo.vbench.paired import Row, make_row
-from tapvideo.vbench.results import ClipScores, Results
+from tapvideo.vbench.results import ClipScores, Results, folder_name
 from tapvideo.vbench.store import Scored, ScoreStore
 from tapvideo.vbench.suite import Suite
 
@@ -55,7 +53,7 @@ def gather(
                     _fill(scores, name, known.get((clip.sha256, clip.prompt)), facts.get(clip.sha256))
     rows = [_row(name, clips, compared=baseline is not None) for name in shown]
     return Results(
-        title="VBench of " + Path(config.videos).expanduser().resolve().name,
+        title=f"VBench of {folder_name(config.videos)}",
         command="",
         videos=config.videos,
         baseline=config.baseline,

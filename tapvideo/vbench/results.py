@@ -60,9 +60,14 @@ def results_folder(stage: str, output_dir: str, videos: str, baseline: str | Non
     """`output_dir/STAGE-VIDEOS-HASH`; the hash is of the folders that are compared."""
     places = [str(Path(folder).expanduser().resolve()) for folder in (videos, baseline) if folder]
     digest = hashlib.sha256(json.dumps(places).encode()).hexdigest()[:8]
-    name = Path(videos).expanduser().resolve()
-    name = name.parent if name.name == "videos" else name  # of a batch
-    return Path(output_dir).expanduser() / f"{stage}-{slug(name.name)}-{digest}"
+    return Path(output_dir).expanduser() / f"{stage}-{slug(folder_name(videos))}-{digest}"
+
+
+def folder_name(videos: str) -> str:
+    """What a reader calls a folder of videos: its name, or the batch's where it is the `videos` of one."""
+    place = Path(videos).expanduser().resolve()
+    of_batch = place.name == "videos" and (place.parent / "videos.jsonl").is_file()
+    return place.parent.name if of_batch else place.name
 
 
 def save(folder: Path, results: Results) -> None:
@@ -123,7 +128,7 @@ def totals(results: Results) -> list[tuple[str, str]]:
 
 def percent(value: float | None, *, sign: str = "") -> str:
     """A share as percent with two decimals, or a dash."""
-    return "-" if value is None else f"{round(100 * value, 2) + 0.0:{sign}.2f}"  # no minus before a zero
+    return "-" if value is None else f"{100 * value:{sign}.2f}"
 
 
 def estimate(value: float | None, low: float | None, high: float | None, *, sign: str = "") -> str:

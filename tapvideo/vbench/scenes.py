@@ -1,7 +1,5 @@
 """Whether clips of the drawn world show what their captions say: colour, presence, motion; no learned weights."""
 
-from pathlib import Path
-
 from tapvideo.checks import ConfigError
 from tapvideo.console import Console
 from tapvideo.record import package_versions
@@ -11,7 +9,7 @@ from tapvideo.vbench.clips import Clip, check_pairs, read_baseline, read_clips
 from tapvideo.vbench.config import ScenesConfig
 from tapvideo.vbench.page import write_page
 from tapvideo.vbench.paired import Row, make_row
-from tapvideo.vbench.results import ClipScores, Results, problems, render, results_folder, save
+from tapvideo.vbench.results import ClipScores, Results, folder_name, problems, render, results_folder, save
 from tapvideo.video_read import VideoError, read_video
 
 MEASURES = {
@@ -40,7 +38,7 @@ def run_scenes(config: ScenesConfig, *, command: str = "") -> Results:
         check_pairs(videos, baseline)
     clips = [judge("videos", clip) for clip in videos] + [judge("baseline", clip) for clip in baseline or []]
     results = Results(
-        title="Scenes of " + Path(config.videos).expanduser().resolve().name,
+        title=f"Scenes of {folder_name(config.videos)}",
         command=command,
         videos=config.videos,
         baseline=config.baseline,
