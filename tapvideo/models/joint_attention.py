@@ -1,13 +1,46 @@
 """What architectures share whose blocks attend to text and video jointly."""
 
+from copy import copy
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from tapvideo.checks import ConfigError
 from tapvideo.models.base import Call
 from tapvideo.parallel.attention import SequenceAttention
+from tapvideo.stream import Stream
+
+GROUP_OFFLOAD = "group_offloading"
+"""What diffusers calls its hook."""
+
+
+class JointBlocks:
+    """How blocks are called that take tokens and text and give out both."""
+
+    arguments: tuple[str, ...] = ()
+    """Of a block, in order: tokens and text first."""
+    gives_text_first: bool = False
+
+    def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream:
+        """From arguments by order or by name."""
+        given = dict(zip(self.arguments, args, strict=False)) | kwargs
+        hidden, text, *rest = (given[name] for name in self.arguments)
+        return Stream(hidden, text, tuple(rest))
+
+    def run(self, block: nn.Module, stream: Stream) -> Stream:
+        """One block."""
+        return Stream(*self.read_result(block(stream.hidden, stream.text, *stream.rest)), rest=stream.rest)
+
+    def result(self, stream: Stream) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens and text, in the model's order."""
+        return (stream.text, stream.hidden) if self.gives_text_first else (stream.hidden, stream.text)
+
+    def read_result(self, result: Any) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
+        """Tokens and text, from the model's order."""
+        first, second = result
+        return (second, first) if self.gives_text_first else (first, second)
 
 
 def check_processor(original: Any, known: tuple[type, ...], attention: SequenceAttention) -> None:
@@ -47,15 +80,34 @@ def refuse_control(call: Call) -> None:
 
 
 def call_on(device: torch.device, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """What a part of a block computes outside of its block, whose weights offloading by group may have put elsewhere.
+    """What a small part of a block computes outside of its block, without waking whoever offloads its weights.
 
     Raises:
         ValueError: under sequential offloading, which leaves no weights to read.
     """
-    weights = dict(module.named_parameters())
-    if any(weight.is_meta for weight in weights.values()):
+    weights = list(module.parameters())
+    if any(weight.is_meta for weight in weights):
         raise ValueError("TAP does not work with sequential CPU offload; model or group offload do")
-    if all(weight.device == device for weight in weights.values()):
+    registries: list[Any] = [m._diffusers_hook for m in module.modules() if hasattr(m, "_diffusers_hook")]
+    hooks = [registry.get_hook(GROUP_OFFLOAD) for registry in registries]
+    if all(weight.device == device for weight in weights) and not any(hooks):
         return module(*args, **kwargs)
-    moved = {name: weight.to(device) for name, weight in weights.items()}
-    return torch.func.functional_call(module, moved, args, kwargs)
+    return _unhooked(module, device)(*args, **kwargs)
+
+
+def _unhooked(module: nn.Module, device: torch.device) -> nn.Module:
+    """A twin that computes as the module does, with the same weights, but as if no hook had replaced its forward.
+
+    Projections get timesteps only: these go to where the weights are, which are far more. Other weights come here.
+    """
+    twin = copy(module)
+    if isinstance(module, nn.Linear):
+        where = module.weight.device
+        twin.forward = lambda rows: type(module).forward(module, rows.to(where)).to(device)
+        return twin
+    twin.__dict__.pop("forward", None)
+    own = {"_parameters": module._parameters, "_buffers": module._buffers}
+    for name, tensors in own.items():
+        setattr(twin, name, {key: None if value is None else value.to(device) for key, value in tensors.items()})
+    twin._modules = {key: None if m is None else _unhooked(m, device) for key, m in module._modules.items()}
+    return twin
