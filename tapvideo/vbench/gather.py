@@ -39,18 +39,20 @@ def gather(
     """
     facts = store.facts()
     _check_sizes(videos, baseline, facts)
-    asked = config.dimensions or ([] if config.collect else suite.dimensions)
     clips = [_empty("videos", clip) for clip in videos] + [_empty("baseline", clip) for clip in baseline or []]
-    every = [*videos, *(baseline or [])]
+    every = list(zip([*videos, *(baseline or [])], clips, strict=True))
+    asked = config.dimensions or ([] if config.collect else suite.dimensions)
     shown = []
     for name in DIMENSIONS:
         known = store.scores(located.version, name)
-        meant = set(map(id, suite.of(name, every))) if name in asked or name in suite.dimensions else set()
-        if name in asked or any((clip.sha256, clip.prompt) in known for clip in every if id(clip) in meant):
+        meant = {clip.key for clip in suite.of(name, videos)}
+        own = [(clip, scores, known.get((clip.sha256, clip.prompt))) for clip, scores in every if clip.key in meant]
+        found = [one for *_, one in own if one is not None and one.error is None]
+        # Others may still be at work on dimensions that were not asked for: those are shown once they are whole.
+        if name in asked or (found and (config.collect or len(found) == len(own))):
             shown.append(name)
-            for clip, scores in zip(every, clips, strict=True):
-                if id(clip) in meant:
-                    _fill(scores, name, known.get((clip.sha256, clip.prompt)), facts.get(clip.sha256))
+            for clip, scores, one in own:
+                _fill(scores, name, one, facts.get(clip.sha256))
     rows = [_row(name, clips, compared=baseline is not None) for name in shown]
     return Results(
         title=f"VBench of {folder_name(config.videos)}",

@@ -37,9 +37,16 @@ class Plan:
     @property
     def job(self) -> str:
         """Name of this process's files: of the same videos and the same shard."""
+        return f"{self._digest([])}-{self.config.shard}of{self.config.shards}"
+
+    @property
+    def decoding_job(self) -> str:
+        """The same, of these dimensions: tasks of an array, a dimension each, must not write to one file."""
+        return f"{self._digest(self.suite.dimensions)}-{self.config.shard}of{self.config.shards}"
+
+    def _digest(self, more: list[str]) -> str:
         places = [str(clip.path.absolute()) for clip in [*self.videos, *(self.baseline or [])]]
-        digest = hashlib.sha256("\n".join(places).encode()).hexdigest()[:12]
-        return f"{digest}-{self.config.shard}of{self.config.shards}"
+        return hashlib.sha256("\n".join([*places, *more]).encode()).hexdigest()[:12]
 
 
 def weights_text(config: VBenchConfig) -> tuple[str, bool]:
@@ -144,7 +151,7 @@ def _whole(plan: Plan, clips: list[Clip], console: Console) -> list[Clip]:
     if unknown:
         console.say(f"decoding {len(unknown)} videos once, to see that they are whole")
         found = [(clip, read_facts(clip)) for clip in unknown]
-        plan.store.add_facts(plan.job, found)
+        plan.store.add_facts(plan.decoding_job, found)
         known |= {clip.sha256: facts for clip, facts in found}
     return [clip for clip in clips if known[clip.sha256].error is None]
 

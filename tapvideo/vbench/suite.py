@@ -26,7 +26,7 @@ class Suite:
     def of(self, dimension: str, clips: Iterable[Clip]) -> list[Clip]:
         """The videos that a dimension is measured on."""
         if self.protocol == "custom":
-            return list(clips)
+            return [] if DIMENSIONS[dimension].needs_suite else list(clips)
         return [clip for clip in clips if dimension in self.rows.get(clip.prompt, {})]
 
     def hints(self, dimension: str, clip: Clip) -> dict[str, Any] | None:

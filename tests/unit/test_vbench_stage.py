@@ -13,6 +13,7 @@ from fake_vbench import write_packages
 from tapvideo.checks import ConfigError
 from tapvideo.sample import RunFailed
 from tapvideo.vbench import worker
+from tapvideo.vbench.clips import read_clips, with_digests
 from tapvideo.vbench.config import VBenchConfig
 from tapvideo.vbench.stage import run_vbench, weights_text
 from tapvideo.vbench.store import ScoreStore
@@ -120,6 +121,27 @@ def test_shards_score_and_collect_gathers(tmp_path, fake):
     assert whole.problems == []
     assert whole.rows == run_vbench(fake(videos)).rows
     assert len(lines(tmp_path)) == 3
+
+
+def test_other_dimensions_are_shown_once_they_are_whole(tmp_path, fake):
+    videos = make(tmp_path / "videos", ["a-0", "b-0"])
+    clips = with_digests(read_clips(str(videos)))
+    store = ScoreStore(tmp_path / "out" / "vbench-scores")
+
+    def add(clip, score: float) -> None:
+        line = {"vbench": "0.1.5", "dimension": "imaging_quality", "sha256": clip.sha256, "prompt": clip.prompt}
+        with store.file("imaging_quality", "other").open("a") as out:
+            out.write(json.dumps(line | {"score": score, "error": None}) + "\n")
+
+    add(clips[0], 0.2)
+    partial = run_vbench(fake(videos))
+    assert ([row.name for row in partial.rows], partial.problems) == ([FLICKER], [])
+    gathered = run_vbench(fake(videos, collect=True, dimensions=[]))
+    assert [(clip.file, name) for clip, name, _ in gathered.problems] == [("b-0.mp4", "imaging_quality")]
+    assert "imaging_quality" in gathered.summary.missing
+    add(clips[1], 0.4)
+    whole = run_vbench(fake(videos))
+    assert {row.name: row.mean for row in whole.rows}["imaging_quality"] == pytest.approx(0.3)
 
 
 def test_two_folders_are_compared_clip_by_clip(tmp_path, fake):

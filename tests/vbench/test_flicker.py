@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tapvideo.generate import run
+from tapvideo.vbench import worker
 from tapvideo.vbench.clips import read_baseline, read_clips
 from tapvideo.vbench.config import VBenchConfig
 from tapvideo.vbench.stage import run_vbench
@@ -92,7 +93,7 @@ def test_the_mean_is_vbenchs_own(vbench_path, made, tmp_path):
     for clip in read_clips(str(made)):
         (videos / f"{clip.prompt}-0.mp4").write_bytes(clip.path.read_bytes())
     results = run_vbench(stage(videos, tmp_path / "out"))
-    out, package = tmp_path / "front", Path(run_vbench.__code__.co_filename).parent
+    out, package = tmp_path / "front", Path(worker.__file__).parent
     suite = vbench_path / "vbench" / "VBench_full_info.json"
     places = {"package": str(package), "suite": str(suite), "out": str(out), "videos": str(videos)}
     done = subprocess.run(
