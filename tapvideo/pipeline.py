@@ -22,6 +22,7 @@ from tapvideo.sample import check_call
 from tapvideo.schedulers import make_scheduler
 from tapvideo.weights import (
     check_sizes,
+    component_config,
     find_configs,
     find_weights,
     latent_grid,
@@ -115,16 +116,24 @@ def _pipeline_class(config: GenerateConfig, folder: Path) -> Any:
             f"model.boundary={config.model.boundary}, and model.weights={weights!r} {has}; "
             f"allowed: {'null' if boundary is None else boundary}"
         )
-    is_wan = name.startswith("Wan")
-    if is_wan and config.image and not (config.kind.needs_image or index.get("expand_timesteps")):
+    if name.startswith("Wan"):
+        _check_pictures(config, index, component_config(folder, "transformer"))
+    return getattr(diffusers, str(config.kind.image_class) if config.image else name)
+
+
+def _check_pictures(config: GenerateConfig, index: dict[str, Any], transformer: dict[str, Any]) -> None:
+    """Which pictures Wan's weights take; their pipeline classes are the same."""
+    weights, is_mixed = config.model.weights, bool(index.get("expand_timesteps"))  # 5B: from text, or from a picture
+    if config.image and not (config.kind.needs_image or is_mixed):
         raise ConfigError(
             f"image={config.image!r}: model.weights={weights!r} makes videos from text alone; allowed: null"
         )
-    if is_wan and config.last_image and index.get("expand_timesteps"):
+    looks_at_one = transformer.get("image_dim") and not transformer.get("pos_embed_seq_len")
+    if config.last_image and (is_mixed or looks_at_one):
         raise ConfigError(
-            f"last_image={config.last_image!r}: model.weights={weights!r} knows no last frame; allowed: null"
+            f"last_image={config.last_image!r}: model.weights={weights!r} knows no last frame; allowed: null, or "
+            "first-and-last-frame weights"
         )
-    return getattr(diffusers, str(config.kind.image_class) if config.image else name)
 
 
 def _exact_parts(config: GenerateConfig) -> dict[str, torch.dtype]:

@@ -33,12 +33,22 @@ class RunClock:
         self._callers.add(caller)
         return self.run
 
-    def counted(self, timestep: float | None, num_steps: int) -> int:
-        """The run of a call whose step is not told: a new one where timesteps go up or the number of steps changes."""
-        if num_steps != self._num_steps or (timestep is not None and timestep > self._timestep):
+    def counted(self, caller: tuple[int, str], timestep: float | None, num_steps: int) -> tuple[int, int]:
+        """The run and the step of a call whose step is not told.
+
+        A new run begins where timesteps go up or the number of steps changes, a new step where they go down or a caller
+        comes back: so an expert that takes over in mid-run knows where it is.
+        """
+        now = self._timestep if timestep is None else timestep
+        if num_steps != self._num_steps or now > self._timestep:
             self._begin(num_steps)
-        self._timestep = self._timestep if timestep is None else timestep
-        return self.run
+            self._step = 0
+        elif now < self._timestep or caller in self._callers:
+            self._step += 1
+            self._callers.clear()
+        self._timestep = now
+        self._callers.add(caller)
+        return self.run, self._step
 
     def take_over(self, release: Callable[[], None]) -> None:
         """The transformer that `release` belongs to is at work; whichever was before it lets go of its anchors."""

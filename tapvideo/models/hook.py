@@ -197,8 +197,8 @@ class TapHook(ModelHook):
         named, step = self.states.get_state(), told.step_index
         if step is None:
             now = None if timestep is None else float(torch.as_tensor(timestep).max())
-            state = named.enter(self.clock.counted(now, num_steps))
-            step = state.num_calls
+            run, step = self.clock.counted((id(self), told.name), now, num_steps)
+            state = named.enter(run)
         else:
             state = named.enter(self.clock.told((id(self), told.name), step, num_steps))
         if not 0 <= step < num_steps:

@@ -210,7 +210,7 @@ def test_disabling_twice_is_refused(pipe):
 
 
 def test_unknown_model_is_refused():
-    with pytest.raises(ValueError, match="Linear is not supported; supported: WanTransformer3DModel"):
+    with pytest.raises(ValueError, match=r"Linear is not supported; supported: .*WanTransformer3DModel"):
         enable_tap(torch.nn.Linear(1, 1))
 
 
