@@ -13,12 +13,15 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from tapvideo.batch.config import BatchConfig
+from tapvideo.batch.items import Item
 from tapvideo.batch.run import prepare
 from tapvideo.batch.submit import Command, check_array, job_name, make_command, score_commands, split_arguments
 from tapvideo.cli.batch import as_override
-from tapvideo.config import ConfigError, GenerateConfig, config_dir, from_hydra
+from tapvideo.config import Config, ConfigError, GenerateConfig, config_dir, from_hydra
 from tapvideo.generate import plan_steps
 from tapvideo.run_folder import read_prompts, run_folder
+from tapvideo.tiny.scenes import parse_caption
+from tapvideo.vbench.config import ScenesConfig, VBenchConfig
 from tapvideo.weights import check_sizes, find_configs, find_weights
 
 PROGRAM = "tapvideo-submit"
@@ -109,22 +112,41 @@ def _plan(asked: _Asked) -> tuple[Path, list[Command]]:
     if asked.kind == "generate":
         if asked.score is not None:
             raise ConfigError(f"--score={asked.score!r} is of batches; allowed: {PROGRAM} batch")
-        generate = _compose(GenerateConfig, asked)
+        generate = _compose(GenerateConfig, asked.kind, asked.keys)
         folder = run_folder(generate, read_prompts(generate)).resolve()
         plan_steps(generate)
         check_sizes(generate, find_configs(generate.model))
         find_weights(generate.model)
         return folder, [make_command("generate", folder, asked.keys, asked.flags, shards=1)]
-    config = _compose(BatchConfig, asked)
+    config = _compose(BatchConfig, asked.kind, asked.keys)
     batch = prepare(config)
     check_array(asked.flags, config.shards)
     folder = batch.folder.root.resolve()
     commands = [make_command("batch", folder, asked.keys, asked.flags, shards=config.shards)]
     if asked.score is not None:
         commands += score_commands(asked.score, folder, asked.score_keys, asked.score_flags)
+        _check_score(asked.score, asked.score_keys, batch.items)
     shown = f"{len(batch.items)} clips in {config.shards} shards"
     print(f"# {folder}: {shown}, {_num_there(batch.folder.videos, batch.items)} are there")
     return folder, commands
+
+
+def _check_score(stage: str, keys: list[str], items: list[Item]) -> None:
+    """What the scoring job would refuse days later is refused now."""
+    _compose({"vbench": VBenchConfig, "scenes": ScenesConfig}[stage], stage, keys)
+    strange = next((i.prompt for i in items if not _is_drawn(i.prompt)), None) if stage == "scenes" else None
+    if strange is not None:
+        raise ConfigError(
+            f"--score=scenes: {strange[:120]!r} is no caption of the drawn world; allowed: --score=vbench"
+        )
+
+
+def _is_drawn(prompt: str) -> bool:
+    try:
+        parse_caption(prompt)
+    except ValueError:
+        return False
+    return True
 
 
 def _num_there(videos: Path, items: Sequence) -> int:
@@ -132,9 +154,9 @@ def _num_there(videos: Path, items: Sequence) -> int:
     return sum(item.file in there for item in items)
 
 
-def _compose(schema: type, asked: _Asked):
+def _compose(schema: type[Config], name: str, keys: Sequence[str]) -> Config:
     with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
-        return from_hydra(schema, compose(asked.kind, [as_override(key) for key in asked.keys]))
+        return from_hydra(schema, compose(name, [as_override(key) for key in keys]))
 
 
 def _check_queue(folder: Path, *, again: bool) -> None:

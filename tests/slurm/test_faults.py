@@ -1,7 +1,6 @@
 """A batch on a real cluster through everything that happens to batches: each clip there once, none torn, none lost."""
 
 import hashlib
-import importlib.util
 import json
 import sys
 from collections import Counter
@@ -41,7 +40,7 @@ def test_killed_preempted_stopped_and_submitted_twice(slurm, submit, prompts, ki
     folder = BatchFolder(tmp_path / "out" / "faults")
     run = ["batch", f"prompts={prompts}", "seeds=[0,1,2]", f"shards={SHARDS}", "name=faults"]
     victim = Shard(2, SHARDS).of(items)[1].file
-    first, score = submit(*run, "--score=scenes", KILL_AFTER_RENAME=victim, **killed_python)
+    first, score = submit(*run, "--score=vbench", KILL_AFTER_RENAME=victim, **killed_python)
 
     again = submit(*run, check=False)
     assert again.returncode == 4
@@ -107,7 +106,6 @@ def check(folder, items, victim):
     }  # fmt: skip
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tapvideo.cli.scenes") is None, reason="eval/scenes.py is not there")
 def test_a_whole_batch_is_scored(slurm, submit, tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text(PROMPTS[0])

@@ -93,7 +93,9 @@ def test_templates_are_bash_and_readable(name):
 @pytest.fixture
 def prompts(tmp_path):
     path = tmp_path / "p.txt"
-    path.write_text("a red circle\na/b\n")
+    path.write_text(
+        "a red circle moving left on a blue striped background\n" * 2 + "a green star growing on a red plain background"
+    )
     return [*MINI, f"prompts={path}", f"output_dir={tmp_path / 'out'}"]
 
 
@@ -167,6 +169,8 @@ def test_half_a_chain_is_cancelled(prompts, queue, capsys, monkeypatch):
         (["batch", "shards=2", "--array=2"], "there are 2 shards"),
         (["batch", "model.weights=nowhere"], "model.weights='nowhere'"),
         (["batch", "--score=vbnch"], "--score='vbnch'"),
+        (["batch", "--score=vbench", "--score-key=dimensions=[x]"], "dimensions='x'"),
+        (["batch", "--score=vbench", "--score-key=pyton=x"], "pyton"),
         (["generate", "--score=vbench", "prompt=x"], "--score='vbench' is of batches"),
         (["generate", "num_frames=4", "prompt=x"], "num_frames=4"),
     ],
@@ -178,6 +182,12 @@ def test_what_would_fail_in_the_job_fails_here(arguments, told, prompts, queue, 
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(cli.PROGRAM)]
     assert told in line
     assert queue() == []
+
+
+def test_prompts_that_no_score_is_for_are_refused(prompts, queue, capsys, tmp_path):
+    (tmp_path / "p.txt").write_text("a/b")
+    assert leave("batch", *prompts, "--score=scenes") == 2
+    assert "--score=scenes: 'a/b' is no caption of the drawn world" in capsys.readouterr().err
 
 
 def test_no_slurm_is_said(prompts, monkeypatch, capsys, tmp_path):
