@@ -6,7 +6,9 @@ from tapvideo.models.base import ModelAdapter
 from tapvideo.models.cogvideox import CogVideoXAdapter
 from tapvideo.models.flux import FluxAdapter
 from tapvideo.models.hunyuan import HunyuanAdapter
+from tapvideo.models.hunyuan15 import Hunyuan15Adapter
 from tapvideo.models.ltx import LTXAdapter
+from tapvideo.models.mochi import MochiAdapter
 from tapvideo.models.qwen import QwenAdapter
 from tapvideo.models.skyreels import SkyReelsAdapter
 from tapvideo.models.wan import WanAdapter
@@ -15,7 +17,9 @@ ADAPTERS: dict[str, type[ModelAdapter]] = {
     "CogVideoXTransformer3DModel": CogVideoXAdapter,
     "FluxTransformer2DModel": FluxAdapter,
     "HunyuanVideoTransformer3DModel": HunyuanAdapter,
+    "HunyuanVideo15Transformer3DModel": Hunyuan15Adapter,
     "LTXVideoTransformer3DModel": LTXAdapter,
+    "MochiTransformer3DModel": MochiAdapter,
     "QwenImageTransformer2DModel": QwenAdapter,
     "SkyReelsV2Transformer3DModel": SkyReelsAdapter,
     "WanTransformer3DModel": WanAdapter,

@@ -10,38 +10,18 @@ from torch import Tensor, nn
 
 from tapvideo.models.base import Call
 from tapvideo.models.flux_attention import FluxSequenceProcessor
-from tapvideo.models.joint_attention import call_on, check_processor, refuse_control
+from tapvideo.models.joint_attention import JointBlocks, call_on, check_processor, refuse_control
 from tapvideo.parallel.attention import SequenceAttention
 from tapvideo.stream import Stream
 
-_BLOCK_ARGUMENTS = ("hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "joint_attention_kwargs")
 
-
-class FluxAdapter:
+class FluxAdapter(JointBlocks):
     """Probe and blocks of `FluxTransformer2DModel`: dual-stream blocks first, then single-stream ones."""
 
     block_lists: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
     head: str = "proj_out"
-
-    def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream:
-        """Tokens and text; then timesteps, rotary tables of text and tokens, and options of adapters."""
-        given = dict(zip(_BLOCK_ARGUMENTS, args, strict=False)) | kwargs
-        hidden, text, *rest = (given[name] for name in _BLOCK_ARGUMENTS)
-        return Stream(hidden, text, tuple(rest))
-
-    def run(self, block: nn.Module, stream: Stream) -> Stream:
-        """One block of either kind."""
-        hidden, text = self.read_result(block(stream.hidden, stream.text, *stream.rest))
-        return Stream(hidden, text, stream.rest)
-
-    def result(self, stream: Stream) -> tuple[Float[Tensor, "b m d"] | None, Float[Tensor, "b n d"]]:
-        """Text first."""
-        return stream.text, stream.hidden
-
-    def read_result(self, result: Any) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
-        """Text first."""
-        text, hidden = result
-        return hidden, text
+    arguments = ("hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "joint_attention_kwargs")
+    gives_text_first = True
 
     def modulated_input(self, block: nn.Module, stream: Stream) -> Float[Tensor, "b n d"]:
         """Of the block's own norm, which modulates."""
@@ -73,8 +53,9 @@ class FluxAdapter:
     def empty_output(self, transformer: nn.Module, call: Call) -> Tensor:
         """Velocities of the tokens."""
         latents = call["hidden_states"]
-        patch = transformer.config.patch_size
-        return latents.new_empty(*latents.shape[:2], patch * patch * transformer.out_channels)
+        config: Any = transformer.config
+        channels = config.patch_size**2 * (config.out_channels or config.in_channels)
+        return latents.new_empty(*latents.shape[:2], channels)
 
     def attentions(self, blocks: Sequence[nn.Module]) -> list[Any]:
         """`attn`, of text and tokens, in blocks of both kinds."""

@@ -7,6 +7,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
+from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15AttnProcessor2_0
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -19,7 +20,12 @@ class HunyuanSequenceProcessor:
     Dual-stream blocks project text by weights of its own, single-stream blocks by the video's.
     """
 
-    def __init__(self, original: HunyuanVideoAttnProcessor2_0, layer: int, attention: SequenceAttention) -> None:
+    def __init__(
+        self,
+        original: HunyuanVideoAttnProcessor2_0 | HunyuanVideo15AttnProcessor2_0,
+        layer: int,
+        attention: SequenceAttention,
+    ) -> None:
         self.original = original
         self.layer = layer
         self.attention = attention

@@ -37,7 +37,7 @@ class JointBlocks:
         """Tokens and text, in the model's order."""
         return (stream.text, stream.hidden) if self.gives_text_first else (stream.hidden, stream.text)
 
-    def read_result(self, result: Any) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
+    def read_result(self, result: Any) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m e"]]:
         """Tokens and text, from the model's order."""
         first, second = result
         return (second, first) if self.gives_text_first else (first, second)

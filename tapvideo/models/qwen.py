@@ -4,50 +4,34 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
+from diffusers.models.transformers.transformer_qwenimage import (
+    QwenDoubleStreamAttnProcessor2_0,
+    QwenImageTransformerBlock,
+)
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from tapvideo.models.base import Call
-from tapvideo.models.joint_attention import call_on, check_processor, refuse_control
+from tapvideo.models.joint_attention import JointBlocks, call_on, check_processor, refuse_control
 from tapvideo.models.qwen_attention import QwenSequenceProcessor
 from tapvideo.parallel.attention import SequenceAttention
 from tapvideo.stream import Stream
 
-_BLOCK_ARGUMENTS = (
-    "hidden_states", "encoder_hidden_states", "encoder_hidden_states_mask", "temb", "image_rotary_emb",
-    "joint_attention_kwargs", "modulate_index",
-)  # fmt: skip
 
-
-class QwenAdapter:
+class QwenAdapter(JointBlocks):
     """Probe and blocks of `QwenImageTransformer2DModel`."""
 
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     head: str = "proj_out"
-
-    def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream:
-        """Tokens and text; then the text's mask, timesteps, rotary tables, options, and whose timestep is 0."""
-        given = dict(zip(_BLOCK_ARGUMENTS, args, strict=False)) | kwargs
-        hidden, text, *rest = (given[name] for name in _BLOCK_ARGUMENTS)
-        return Stream(hidden, text, tuple(rest))
-
-    def run(self, block: nn.Module, stream: Stream) -> Stream:
-        """One block."""
-        hidden, text = self.read_result(block(stream.hidden, stream.text, *stream.rest))
-        return Stream(hidden, text, stream.rest)
-
-    def result(self, stream: Stream) -> tuple[Float[Tensor, "b m d"] | None, Float[Tensor, "b n d"]]:
-        """Text first."""
-        return stream.text, stream.hidden
-
-    def read_result(self, result: Any) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
-        """Text first."""
-        text, hidden = result
-        return hidden, text
+    arguments = (
+        "hidden_states", "encoder_hidden_states", "encoder_hidden_states_mask", "temb", "image_rotary_emb",
+        "joint_attention_kwargs", "modulate_index",
+    )  # fmt: skip
+    gives_text_first = True
 
     def modulated_input(self, block: nn.Module, stream: Stream) -> Float[Tensor, "b n d"]:
         """norm1(x) (1 + scale) + shift of the image's stream, as in `QwenImageTransformerBlock.forward`."""
+        assert isinstance(block, QwenImageTransformerBlock)
         _, temb, _, _, index = stream.rest
         device = stream.hidden.device
         parameters = call_on(device, block.img_mod, temb).chunk(2, dim=-1)[0]
@@ -78,8 +62,9 @@ class QwenAdapter:
     def empty_output(self, transformer: nn.Module, call: Call) -> Tensor:
         """Velocities of the tokens."""
         latents = call["hidden_states"]
-        patch = transformer.config.patch_size
-        return latents.new_empty(*latents.shape[:2], patch * patch * transformer.out_channels)
+        config: Any = transformer.config
+        channels = config.patch_size**2 * (config.out_channels or config.in_channels)
+        return latents.new_empty(*latents.shape[:2], channels)
 
     def attentions(self, blocks: Sequence[nn.Module]) -> list[Any]:
         """`attn`, of text and tokens."""

