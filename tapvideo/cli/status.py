@@ -52,7 +52,9 @@ def describe(status: BatchStatus) -> str:
     shares = f"{status.done} done, {status.running} running, {status.failed} failed, {status.missing} missing"
     lines = [status.folder, f"{status.clips} clips: {shares}"]
     if status.clips_per_hour:
-        left = "unknown: some shards do not run" if status.seconds_left is None else duration(status.seconds_left)
+        idle = any(s.missing and s.state not in ("running", "loading") for s in status.shards)
+        unknown = "unknown, some shards do not run" if idle else "not known yet"
+        left = unknown if status.seconds_left is None else duration(status.seconds_left)
         lines.append(f"{status.clips_per_hour:.1f} clips an hour; left: {left}")
     lines.append(
         f"\n{'shard':>5}  {'state':<9}  {'done':>11}  {'failed':>6}  {'an hour':>7}  {'left':>7}  host, job, clip"
