@@ -4,6 +4,7 @@ from torch import nn
 
 from tapvideo.models.base import ModelAdapter
 from tapvideo.models.cogvideox import CogVideoXAdapter
+from tapvideo.models.cogview4 import CogView4Adapter
 from tapvideo.models.flux import FluxAdapter
 from tapvideo.models.hunyuan import HunyuanAdapter
 from tapvideo.models.hunyuan15 import Hunyuan15Adapter
@@ -15,6 +16,7 @@ from tapvideo.models.wan import WanAdapter
 
 ADAPTERS: dict[str, type[ModelAdapter]] = {
     "CogVideoXTransformer3DModel": CogVideoXAdapter,
+    "CogView4Transformer2DModel": CogView4Adapter,
     "FluxTransformer2DModel": FluxAdapter,
     "HunyuanVideoTransformer3DModel": HunyuanAdapter,
     "HunyuanVideo15Transformer3DModel": Hunyuan15Adapter,

@@ -1,7 +1,7 @@
-"""Tiny FLUX and Qwen-Image transformers with random weights, called as their pipelines call them."""
+"""Tiny FLUX, Qwen-Image and CogView4 transformers with random weights, called as their pipelines call them."""
 
 import torch
-from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from diffusers import CogView4Transformer2DModel, FluxTransformer2DModel, QwenImageTransformer2DModel
 
 ROWS, COLUMNS, TEXT = 9, 11, 7  # 99 tokens
 CHANNELS, TEXT_DIM, POOLED = 8, 10, 6
@@ -38,6 +38,40 @@ def random_qwen(**changes):
         "axes_dims_rope": (4, 6, 6),
     }
     return QwenImageTransformer2DModel(**config | changes).eval()
+
+
+def random_cogview4(**changes):
+    """As `THUDM/CogView4-6B`'s config.json but for sizes."""
+    torch.manual_seed(0)
+    config = {
+        "in_channels": CHANNELS,
+        "out_channels": CHANNELS,
+        "num_layers": 3,
+        "attention_head_dim": 16,
+        "num_attention_heads": 6,
+        "text_embed_dim": TEXT_DIM,
+        "time_embed_dim": 12,
+        "condition_dim": 4,
+        "rope_axes_dim": (16, 16),
+    }
+    return CogView4Transformer2DModel(**config | changes).eval()
+
+
+def cogview4_noise(transformer):
+    return torch.randn(1, CHANNELS, 2 * ROWS, 2 * COLUMNS, generator=torch.Generator().manual_seed(1))
+
+
+def cogview4_inputs(transformer, latents, timestep, branch):
+    """Sizes and crop are further conditions."""
+    size = torch.tensor([[8.0 * latents.shape[2], 8.0 * latents.shape[3]]])
+    return {
+        "hidden_states": latents,
+        "encoder_hidden_states": _text(branch),
+        "timestep": torch.tensor([timestep]),
+        "original_size": size,
+        "target_size": size,
+        "crop_coords": torch.zeros(1, 2),
+    }
 
 
 def noise(transformer):

@@ -196,6 +196,13 @@ CASES = [
     _image("Qwen-Image", image_random.random_qwen, image_random.qwen_inputs),
     _image("Qwen-Image Edit", partial(image_random.random_qwen, zero_cond_t=True), image_random.qwen_edit_inputs),
     Case(
+        "CogView4",
+        image_random.random_cogview4,
+        image_random.cogview4_noise,
+        image_random.cogview4_inputs,
+        first_attention=lambda t: t.transformer_blocks[0].attn1,
+    ),
+    Case(
         "Wan 2.1 VACE",
         _random_vace,
         _wan_noise,
