@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 SCHEDULERS = {
     "unipc": "UniPC",
     "euler": "Euler",
-    "model": "the scheduler beside the weights",
+    "model": "own-scheduler",
     "ddim": "DDIM",
     "dpm": "DPM-Solver++",
 }
@@ -17,7 +17,7 @@ class PipelineKind:
     """One pipeline class."""
 
     schedulers: tuple[str, ...]
-    """Those that go with it; the first two also serve a comparison as references."""
+    """Those that go with it; a comparison takes the first two."""
     multiple: int
     """Of height and width, whatever the model's patches and the VAE's strides are."""
     vae_dtype: str = "same"
@@ -59,7 +59,7 @@ _HUNYUAN = PipelineKind(
     own_sigmas=True,
     guidance="true_cfg_scale",
 )
-_COGVIDEOX = PipelineKind(schedulers=("model", "ddim", "dpm"), multiple=8, is_fused=True, pads_frames=True)
+_COGVIDEOX = PipelineKind(schedulers=("dpm", "ddim", "model"), multiple=8, is_fused=True, pads_frames=True)
 _COGVIDEOX_IMAGE = replace(_COGVIDEOX, image_class="CogVideoXImageToVideoPipeline", needs_image=True)
 
 KINDS = {

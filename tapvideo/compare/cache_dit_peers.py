@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tapvideo.compare.methods import Bench, Knob, Method, NotPossible, Settings, Variant
+from tapvideo.compare.watch import blocks_of
 from tapvideo.config import GenerateConfig
 
 _CALIBRATORS = {
@@ -35,7 +36,7 @@ def _variants(bench: Bench, target: float) -> list[Variant]:
 
     By default it runs 8 blocks on every step, which is every block of a small model.
     """
-    layers = len(bench.pipe.transformer.blocks)
+    layers = len(blocks_of(bench.pipe.transformer))
     if layers < 2:
         raise NotPossible("it needs a model of two blocks or more")
     knob = Knob("residual_diff_threshold", low=3e-3, high=5.0)

@@ -17,7 +17,6 @@ from tapvideo.compare.results import ClipResult
 from tapvideo.compare.store import Reference, Store, digest, fingerprint_sources, half
 from tapvideo.config import as_dict
 from tapvideo.metrics import evaluate, frame_psnr, psnr
-from tapvideo.pipeline import WanPipeline
 from tapvideo.sample import sample
 from tapvideo.video_io import write_mp4
 
@@ -34,30 +33,8 @@ class Take:
     frames: Float[Tensor, "frames height width 3"]
     seconds: float
     """Of denoising."""
-    latents: Float[Tensor, "steps b c t h w"]
+    latents: Float[Tensor, "steps b *latent"]
     full_passes: float
-
-
-class _Recording:
-    """A pipeline whose latents are kept after every step, to whoever samples it."""
-
-    def __init__(self, pipe: WanPipeline) -> None:
-        self._pipe = pipe
-        self.latents: list[Tensor] = []
-
-    @property
-    def components(self) -> dict[str, Any]:
-        """The pipeline's own."""
-        return self._pipe.components
-
-    def __call__(self, *args: Any, callback_on_step_end: Any, **kwargs: Any) -> Any:
-        """The pipeline's own call."""
-
-        def end_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            self.latents.append(tensors["latents"].detach().cpu().clone())
-            return callback_on_step_end(pipe, step, timestep, tensors)
-
-        return self._pipe(*args, **kwargs, **{"callback_on_step_end": end_step})
 
 
 def versions() -> dict[str, str]:
@@ -98,12 +75,15 @@ class Studio:
 
     def take(self, method: Method, settings: Settings, prompt: str, seed: int) -> Take:
         """One clip, un-accelerated or not, made now."""
-        recording, ledger = _Recording(self.bench.pipe), self.bench.ledger
+        latents, ledger = list[Tensor](), self.bench.ledger
         with counting(self.bench.pipe.transformer, ledger), method.apply(self.bench, settings) as config:
             ledger.clear()
-            made = sample(recording, config, prompt, seed, lambda step: None)
+            made = sample(
+                self.bench.pipe, config, prompt, seed, lambda step: None,
+                on_latents=lambda now: latents.append(now.detach().cpu().clone()),
+            )  # fmt: skip
         passes = ledger.full_passes(self.bench.branches)
-        return Take(made.frames, made.seconds.denoise, half(recording.latents), passes)
+        return Take(made.frames, made.seconds.denoise, half(latents), passes)
 
     def reference(self, settings: Settings, prompt: str, seed: int) -> Reference:
         """An un-accelerated clip, possibly of other steps or another scheduler, from the store or made now."""
@@ -235,7 +215,7 @@ PLAIN = Method("plain", "un-accelerated", lambda bench, target: [], plain)
 
 
 def step_error(
-    latents: Float[Tensor, "steps b c t h w"], reference: Float[Tensor, "other_steps b c t h w"]
+    latents: Float[Tensor, "steps b *latent"], reference: Float[Tensor, "other_steps b *latent"]
 ) -> list[float | None]:
     """Relative L2 of the latents after every step; None where the two do not take the same steps."""
     if len(latents) != len(reference):

@@ -65,6 +65,8 @@ class CompareConfig:
     """Measure per step how good TAP's choice is."""
 
     negative_prompt: str = ""
+    image: str | None = None
+    last_image: str | None = None
     steps: int = 50
     height: int = 64
     width: int = 64

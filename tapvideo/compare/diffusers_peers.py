@@ -23,12 +23,12 @@ from tapvideo.config import GenerateConfig
 
 _THRESHOLD = Knob("threshold", low=3e-3, high=5.0)
 _EVERY_TIMESTEP = (-1, 1001)
-_BLOCK_PARTS = [r"blocks\.\d+\.(attn1|attn2|ffn)"]
+_BLOCK_PARTS = [r".*blocks\.\d+\.(attn|attn1|attn2|ffn|ff)"]
 _ONE_STATE = (
-    "it keeps one state for both guidance branches, which Wan calls one after the other: half of what it reuses is the "
-    "other branch's"
+    "it keeps one state for both guidance branches, which this pipeline calls one after the other: half of what it "
+    "reuses is the other branch's"
 )
-_ONE_BATCH = "it splits a batch that holds both guidance branches, and Wan's pipeline calls them one after the other"
+_ONE_BATCH = "it splits a batch that holds both guidance branches, and this pipeline calls them one after the other"
 
 
 def diffusers_methods() -> list[Method]:
@@ -39,8 +39,8 @@ def diffusers_methods() -> list[Method]:
         _method("taylorseer-lite", "TaylorSeer lite", _taylorseer_lite, _taylorseer),
         _method("magcache", "MagCache", _magcache_variants, _magcache, calibrate=_magcache_ratios),
         _method("seacache", "SeaCache", _seacache_variants, lambda _, s: SeaCacheConfig(**s)),
-        _method("pab", "Pyramid Attention Broadcast", _pab_variants, _pab, note=_ONE_STATE),
-        _method("fastercache", "FasterCache", _fastercache_variants, _fastercache, note=_ONE_BATCH),
+        _method("pab", "Pyramid Attention Broadcast", _pab_variants, _pab, note_of_two_calls=_ONE_STATE),
+        _method("fastercache", "FasterCache", _fastercache_variants, _fastercache, note_of_two_calls=_ONE_BATCH),
     ]
 
 
@@ -86,14 +86,12 @@ def _taylorseer(bench: Bench, settings: Settings) -> TaylorSeerCacheConfig:
 
 
 def _taylorseer_full(bench: Bench, target: float) -> list[Variant]:
-    # Its own default pattern, `^blocks.*attn`, is matched against whole names and finds none of Wan's attn1 and attn2.
+    # Its own default pattern, `^blocks.*attn`, is matched against whole names and finds none of attn1 and attn2.
     return _taylorseer_variants(bench, target, {"cache_identifiers": _BLOCK_PARTS}, bench.skip_cost)
 
 
 def _taylorseer_lite(bench: Bench, target: float) -> list[Variant]:
-    return _taylorseer_variants(
-        bench, target, {"use_lite_mode": True}, bench.skip_cost - bench.ledger.share("proj_out")
-    )
+    return _taylorseer_variants(bench, target, {"use_lite_mode": True}, bench.skip_cost - bench.head_cost)
 
 
 def _taylorseer_variants(bench: Bench, target: float, settings: Settings, skip_cost: float) -> list[Variant]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from tapvideo.compare.flops import FlopLedger
 from tapvideo.config import GenerateConfig
-from tapvideo.pipeline import WanPipeline
+from tapvideo.models import adapter_for
+from tapvideo.pipeline import Pipeline
 
 Settings = dict[str, Any]
 """A method's own knobs: plain values, which shape its clips and are recorded with them."""
@@ -21,16 +22,21 @@ class NotPossible(RuntimeError):
 class Bench:
     """The pipeline under test and its un-accelerated configuration."""
 
-    pipe: WanPipeline
+    pipe: Pipeline
     config: GenerateConfig
     ledger: FlopLedger
     branches: int
-    """Transformer calls per step: 2 with guidance, 1 without."""
+    """Transformer calls per step: 2 with guidance, 1 without it or where one call has both branches."""
 
     @property
     def skip_cost(self) -> float:
         """Full passes that a call without any block takes."""
-        return 1 - self.ledger.share("blocks")
+        return 1 - self.ledger.share(*adapter_for(self.pipe.transformer).block_lists)
+
+    @property
+    def head_cost(self) -> float:
+        """Full passes that the projection to latents takes."""
+        return self.ledger.share(adapter_for(self.pipe.transformer).head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,12 @@ class Method:
     """Settings that the method fits for itself, given a way to run the tuning clips un-accelerated."""
     note: str = ""
     """What a reader should know of it."""
+    note_of_two_calls: str = ""
+    """The same, where the pipeline calls its transformer for each branch of guidance."""
+
+    def remark(self, branches: int) -> str:
+        """What a reader should know of it in a comparison of a pipeline with so many calls a step."""
+        return self.note_of_two_calls if branches > 1 and self.note_of_two_calls else self.note
 
 
 @dataclass(frozen=True, slots=True)

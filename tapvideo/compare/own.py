@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 
-from tapvideo.compare.methods import Bench, Knob, Method, Settings, Variant
+from tapvideo.compare.methods import Bench, Knob, Method, NotPossible, Settings, Variant
 from tapvideo.config import ForecastConfig, GenerateConfig, ScheduleConfig
 from tapvideo.enable import enable_tap
-from tapvideo.pipeline import make_scheduler
 from tapvideo.schedule import StepKind
+from tapvideo.schedulers import make_scheduler
 from tapvideo.stack import make_plan
 
 _NOT_SETTINGS = ("name", "enabled", "maps")  # of a forecast: they shape no clip
@@ -32,6 +32,9 @@ def fewer_steps(scheduler: str, label: str) -> Method:
     """A plain run that takes as many steps as a budget has full passes."""
 
     def variants(bench: Bench, target: float) -> list[Variant]:
+        known = bench.config.kind.schedulers
+        if scheduler not in known:
+            raise NotPossible(f"a {bench.config.model.pipeline} takes {', '.join(known)}")
         knob = Knob("steps", values=tuple(range(1, bench.config.steps + 1)), rising=True)
         return [Variant({"scheduler": scheduler}, knob, lambda settings: settings["steps"])]
 

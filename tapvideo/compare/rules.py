@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from diffusers.hooks import ModelHook
-from diffusers.hooks.hooks import BaseState, CacheContext
+from diffusers.hooks.hooks import BaseState
 from torch import Tensor, nn
 
 from tapvideo.compare.methods import Bench, Knob, Method, NotPossible, Settings, Variant
-from tapvideo.compare.watch import StackCall, blocks_of, hooked, named_states, original_forward, watched
+from tapvideo.compare.watch import StackCall, StepCounter, blocks_of, hooked, named_states, original_forward, watched
 from tapvideo.config import GenerateConfig
 from tapvideo.models import adapter_for
 
@@ -45,11 +45,9 @@ def relative_change(new: Tensor, old: Tensor) -> float:
     return ((new - old).abs().mean() / old.abs().mean()).item()
 
 
-def must_be_full(context: CacheContext, warmup: int) -> bool:
+def must_be_full(step: int, num_steps: int, warmup: int) -> bool:
     """The first steps and the last one."""
-    if context.step_index is None or context.num_inference_steps is None:
-        raise NotPossible("the pipeline does not tell which step it is on")
-    return context.step_index < warmup or context.step_index == context.num_inference_steps - 1
+    return step < warmup or step == num_steps - 1
 
 
 def fit_polynomial(bench: Bench, run: Callable[[], None]) -> Settings:
@@ -89,10 +87,11 @@ class _TeaFirst(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, transformer: nn.Module, settings: Settings) -> None:
+    def __init__(self, bench: Bench, settings: Settings) -> None:
         super().__init__()
-        self.adapter, self.settings = adapter_for(transformer), settings
+        self.adapter, self.settings = adapter_for(bench.pipe.transformer), settings
         self.states = named_states(_TeaState)
+        self.steps, self.num_steps = StepCounter(), bench.config.steps
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state: _TeaState = self.states.get_state()
@@ -109,13 +108,14 @@ class _TeaFirst(ModelHook):
             change = relative_change(probe, state.probe)
             state.change += max(0.0, float(np.polyval(self.settings["polynomial"], change)))
         full = state.residual is None or state.change >= self.settings["threshold"]
-        full |= must_be_full(self.states.context, self.settings["warmup"])
+        full |= must_be_full(self.steps.next(self.states.context), self.num_steps, self.settings["warmup"])
         if full:
             state.change = 0.0
         return full
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.states.reset()
+        self.steps.reset()
         return module
 
 
@@ -141,7 +141,7 @@ def _teacache(bench: Bench, settings: Settings) -> Generator[GenerateConfig]:
     blocks = blocks_of(bench.pipe.transformer)
     if len(blocks) < 2:
         raise NotPossible("this rule's hooks need a model of two blocks or more")
-    first = _TeaFirst(bench.pipe.transformer, settings)
+    first = _TeaFirst(bench, settings)
     hooks: dict[str, tuple[nn.Module, ModelHook]] = {"teacache_0": (blocks[0], first)}
     for i, block in enumerate(blocks[1:], start=1):
         hooks[f"teacache_{i}"] = (block, _TeaNext(first, is_last=i == len(blocks) - 1))
@@ -169,18 +169,19 @@ class _Easy(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, bench: Bench, settings: Settings) -> None:
         super().__init__()
         self.settings = settings
         self.states = named_states(_EasyState)
+        self.steps, self.num_steps = StepCounter(), bench.config.steps
         self.decided_step: int | None = None
         self.is_full = True
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        state, context = self.states.get_state(), self.states.context
+        state, step = self.states.get_state(), self.steps.next(self.states.context)
         latents = args[0] if args else kwargs["hidden_states"]
-        if self.decided_step != context.step_index:
-            self.decided_step, self.is_full = context.step_index, self._is_full(state, latents)
+        if self.decided_step != step:
+            self.decided_step, self.is_full = step, self._is_full(state, latents, step)
         if self.is_full or state.difference is None or kwargs.get("return_dict", True):
             result = original_forward(self)(*args, **kwargs)
             self._learn(state, latents, result[0])
@@ -189,11 +190,11 @@ class _Easy(ModelHook):
         state.latents, state.output = latents, result[0]
         return result
 
-    def _is_full(self, state: _EasyState, latents: Tensor) -> bool:
+    def _is_full(self, state: _EasyState, latents: Tensor, step: int) -> bool:
         if state.rate is not None and state.latents is not None and state.output is not None:
             state.change += state.rate * ((latents - state.latents).abs().mean() / state.output.abs().mean()).item()
         full = state.rate is None or state.change >= self.settings["threshold"]
-        full |= must_be_full(self.states.context, self.settings["warmup"])
+        full |= must_be_full(step, self.num_steps, self.settings["warmup"])
         if full:
             state.change = 0.0
         return full
@@ -207,6 +208,7 @@ class _Easy(ModelHook):
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.states.reset()
+        self.steps.reset()
         self.decided_step = None
         return module
 
@@ -214,5 +216,5 @@ class _Easy(ModelHook):
 @contextmanager
 def _easycache(bench: Bench, settings: Settings) -> Generator[GenerateConfig]:
     transformer = bench.pipe.transformer
-    with hooked(transformer, {"easycache": (transformer, _Easy(settings))}):
+    with hooked(transformer, {"easycache": (transformer, _Easy(bench, settings))}):
         yield bench.config

@@ -22,6 +22,7 @@ from tapvideo.compare.watch import watched
 from tapvideo.config import ConfigError, as_dict
 from tapvideo.console import Console
 from tapvideo.pipeline import hide_loading_bars, load_pipeline, resolve_device
+from tapvideo.pipeline_kinds import SCHEDULERS
 from tapvideo.record import device_name
 from tapvideo.report.compare import write_comparison_report
 from tapvideo.run_folder import slug
@@ -29,14 +30,13 @@ from tapvideo.sample import sample
 from tapvideo.stack import make_plan
 from tapvideo.weights import find_weights
 
-_SCHEDULERS = {"unipc": "UniPC", "euler": "Euler"}
-
 
 def all_methods(config: CompareConfig) -> dict[str, Method]:
     """Every method, by key, in the table's order."""
+    asked = [name for name in SCHEDULERS if f"steps-{name}" in config.methods]  # some of which may not be possible
+    schedulers = dict.fromkeys([*reference_schedulers(config), *asked])
     methods = [
-        fewer_steps("unipc", "fewer UniPC steps"),
-        fewer_steps("euler", "fewer Euler steps"),
+        *(fewer_steps(name, f"fewer {SCHEDULERS[name]} steps") for name in schedulers),
         *(preset(forecast) for forecast in config.presets.values()),
         *diffusers_methods(),
         *cache_dit_methods(),
@@ -46,7 +46,7 @@ def all_methods(config: CompareConfig) -> dict[str, Method]:
 
 
 def choose_methods(config: CompareConfig) -> list[Method]:
-    """The methods that a config asks for.
+    """The methods that a config asks for; where fewer steps are among them, those of the model's own scheduler too.
 
     Raises:
         ConfigError: if one is not known.
@@ -55,7 +55,15 @@ def choose_methods(config: CompareConfig) -> list[Method]:
     unknown = [key for key in config.methods if key not in known]
     if unknown:
         raise ConfigError(f"methods={config.methods!r} names {unknown[0]!r}; allowed: {', '.join(known)}")
-    return [known[key] for key in config.methods or known]
+    own = f"steps-{config.scheduler}"
+    needs_own = own not in config.methods and any(key.startswith("steps-") for key in config.methods)
+    return [known[key] for key in [*([own] if needs_own else []), *config.methods] or known]
+
+
+def reference_schedulers(config: CompareConfig) -> list[str]:
+    """The run's own scheduler, and the other one that it is compared with."""
+    first, second = config.base().kind.schedulers[:2]
+    return [config.scheduler, second if config.scheduler == first else first]
 
 
 @dataclass(slots=True)
@@ -111,6 +119,10 @@ def run(config: CompareConfig, *, command: str = "") -> Path:
 def open_studio(config: CompareConfig) -> Studio:
     """The pipeline, warm, with the cost of each of its parts."""
     base = config.base()
+    if base.model.boundary is not None:
+        raise ConfigError(
+            f"model={base.model.name}: two experts cannot be compared; allowed: models with one transformer"
+        )
     pipe = load_pipeline(base)
     short = replace(base, steps=3)
     with first_call(pipe.transformer) as captured:
@@ -140,7 +152,7 @@ def make_job(
 ) -> Iterator[ClipResult]:
     """Every clip of one prompt and seed; the un-accelerated one again at the end, to show what methods left behind."""
     config, studio = work.config, work.studio
-    second = "euler" if config.scheduler != "euler" else "unipc"
+    _, second = reference_schedulers(config)
     references = {"": studio.reference({}, prompt, seed)}
     references[f"{second}{config.steps}"] = studio.reference({"scheduler": second}, prompt, seed)
     references["ode"] = studio.reference({"steps": config.ode_steps}, prompt, seed)
@@ -234,7 +246,7 @@ def write(work: _Run, methods: list[Method]) -> None:
     for clip in comparison.clips:
         by_row.setdefault((clip.method, clip.budget), []).append(clip)
     labels |= {method.key: method.label for method in methods}
-    notes = {method.key: method.note for method in methods}
+    notes = {method.key: method.remark(work.studio.bench.branches) for method in methods}
     comparison.table = [
         summarise(key, labels.get(key, key), budget, clips, notes.get(key, "") if clips[0].status == "ok" else "")
         for (key, budget), clips in by_row.items()
@@ -248,8 +260,8 @@ def write(work: _Run, methods: list[Method]) -> None:
 
 
 def _reference_labels(config: CompareConfig) -> dict[str, str]:
-    own, steps = _SCHEDULERS[config.scheduler], config.steps
-    others = {f"{name}{steps}": f"{label}, {steps} steps" for name, label in _SCHEDULERS.items()}
+    own, steps = SCHEDULERS[config.scheduler], config.steps
+    others = {f"{name}{steps}": f"{label}, {steps} steps" for name, label in SCHEDULERS.items()}
     return {
         "plain": f"un-accelerated ({own}, {steps} steps)",
         **others,

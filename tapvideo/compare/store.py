@@ -19,6 +19,7 @@ _ENDS = 1 << 20  # bytes at each end of a weight file that stand for all of it
 _METHOD_SOURCES = ("predictors", "models", "compare/own.py", "compare/rules.py", "compare/watch.py", "compare/flops.py")
 _METHOD_SOURCES += ("chunks.py", "history.py", "probe.py", "schedule.py", "select.py", "stack.py", "enable.py")
 _METHOD_SOURCES += ("compare/diffusers_peers.py", "compare/cache_dit_peers.py", "sample.py", "pipeline.py")
+_METHOD_SOURCES += ("schedulers.py", "pipeline_kinds.py", "images.py")
 
 
 def digest(values: Any) -> str:
@@ -56,7 +57,7 @@ class Reference:
     """A clip that others are measured against, as it came out of the pipeline."""
 
     frames: Float[Tensor, "frames height width 3"]
-    latents: Float[Tensor, "steps b c t h w"]
+    latents: Float[Tensor, "steps b *latent"]
     """After every step, in half precision."""
     seconds: float
     """Of denoising."""
@@ -117,7 +118,7 @@ class Store:
                 shutil.copyfile(source, temp)
 
 
-def half(latents: list[Tensor]) -> Float[Tensor, "steps b c t h w"]:
+def half(latents: list[Tensor]) -> Float[Tensor, "steps b *latent"]:
     """Latents of all steps as they are kept: half precision tells errors down to a thousandth."""
     return torch.stack(latents).to(torch.float16)
 

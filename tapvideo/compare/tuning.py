@@ -43,7 +43,8 @@ class Tuner:
             return Tuned(failed=True, note=str(error))
         except Exception as error:  # whatever a peer raises, the others go on
             why = f"{type(error).__name__}: {error}"
-            return Tuned(failed=True, note=f"{method.note} ({why})" if method.note else why)
+            remark = method.remark(self.studio.bench.branches)
+            return Tuned(failed=True, note=f"{remark} ({why})" if remark else why)
         self.studio.store.write(key, asdict(tuned))
         return tuned
 

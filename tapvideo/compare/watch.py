@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -38,6 +38,24 @@ class NoState(BaseState):
         """Nothing to forget."""
 
 
+class StepCounter:
+    """Which step a call belongs to: as the pipeline tells, or counted by the calls of a branch."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, int] = {}
+
+    def next(self, context: CacheContext) -> int:
+        """The step of a call, asked once a call."""
+        if context.step_index is not None:
+            return context.step_index
+        self._calls[context.name] = self._calls.get(context.name, -1) + 1
+        return self._calls[context.name]
+
+    def reset(self) -> None:
+        """A run is over."""
+        self._calls.clear()
+
+
 def named_states(state: type[BaseState]) -> StateManager:
     """One state per `cache_context`; diffusers' annotation asks for an instance where it means the class."""
     return StateManager(cast(BaseState, state))
@@ -56,13 +74,16 @@ class _Head(ModelHook):
         self.adapter = adapter
         self.states = named_states(NoState)
         self.seen: tuple[Tensor, Tensor] | None = None
+        self.steps, self.step = StepCounter(), 0
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self.step = self.steps.next(self.states.context)
         stream = self.adapter.stream(args, kwargs)
         self.seen = stream.hidden, self.adapter.modulated_input(module, stream)
         return args, kwargs
 
     def reset_state(self, module: nn.Module) -> nn.Module:
+        self.steps.reset()
         return module
 
 
@@ -74,9 +95,8 @@ class _Tail(ModelHook):
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         context = self.head.states.context
         assert self.head.seen is not None
-        assert context.step_index is not None
         tokens, _ = self.head.adapter.read_result(output)
-        self.on_call(StackCall(context.name, context.step_index, context.sigma, *self.head.seen, tokens))
+        self.on_call(StackCall(context.name, self.head.step, context.sigma, *self.head.seen, tokens))
         return output
 
 

@@ -265,7 +265,7 @@ def test_what_does_not_fit_is_named(config, picture, model, overrides, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=cogvideox_2b", "scheduler=unipc"], "scheduler='unipc' does not go .* allowed: model, ddim, dpm"),
+        (["model=cogvideox_2b", "scheduler=unipc"], "scheduler='unipc' does not go .* allowed: dpm, ddim, model"),
         (["model=ltx", "scheduler=euler"], "scheduler='euler' .* allowed: model, unipc"),
         (["model=hunyuan", "image=x.png"], "image='x.png': a HunyuanVideoPipeline .* text alone"),
         (["model=ltx", "last_image=x.png"], "last_image='x.png': a LTXPipeline knows no last frame"),
