@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from tapvideo.config import TapConfig
 from tapvideo.history import BranchState
 from tapvideo.models import adapter_for
 from tapvideo.models.base import Call, ModelAdapter
+from tapvideo.models.branches import TextBranches
 from tapvideo.models.clock import RunClock
 from tapvideo.parallel.attention import SequenceAttention, resolve
 from tapvideo.parallel.guidance import BRANCHES, GuidanceExchange
@@ -132,6 +133,7 @@ class TapHook(ModelHook):
         self.takes_over = config.recompute.budget > 0 or not shard.is_whole
         """Whether self-attention is ours: tokens of other ranks, or K/V of other steps, are to be seen."""
         self.states = StateManager(NamedState, init_kwargs={"depth": config.anchors})
+        self.texts = TextBranches()
         self._stand_ins = {first: StandIn(getattr(transformer, first), (self.stack,))}
         self._stand_ins |= {name: StandIn(getattr(transformer, name), ()) for name in others}
         self._signature = inspect.signature(type(transformer).forward)
@@ -142,7 +144,7 @@ class TapHook(ModelHook):
         call = self._signature.bind(module, *args, **kwargs).arguments
         timestep = call.get("timestep")
         grid = self.adapter.token_grid(module, self.adapter.latent_size(call))
-        self.stack.call = self._locate(timestep, grid)
+        self.stack.call = self._locate(call, grid)
         self.stack.shard.enter(grid, call["hidden_states"].device)
         # The head modulates every token by its own timestep where there is one each, so it needs them all.
         self.stack.gathers = isinstance(timestep, Tensor) and timestep.ndim > 1
@@ -184,20 +186,17 @@ class TapHook(ModelHook):
         for state in self.states._state_cache.values():
             state.branch.release()
 
-    def _locate(
-        self, timestep: Tensor | float | None, grid: tuple[int, int, int]
-    ) -> tuple[StepContext, BranchState] | None:
+    def _locate(self, call: Call, grid: tuple[int, int, int]) -> tuple[StepContext, BranchState] | None:
         """Where the denoising loop stands, and the state of its branch; None where nobody tells."""
-        told = self.states._context
+        told = self._told(call)
         if told is None:
             return self._give_up("no cache_context is set around the transformer's calls")
         num_steps = told.num_inference_steps or self.clock.num_steps_hint()
         if num_steps is None:
             return self._give_up("neither the cache_context nor a pipeline tells the number of steps")
-        named, step = self.states.get_state(), told.step_index
+        named, step = self._state(told), told.step_index
         if step is None:
-            now = None if timestep is None else float(torch.as_tensor(timestep).max())
-            run, step = self.clock.counted((id(self), told.name), now, num_steps)
+            run, step = self.clock.counted((id(self), told.name), _timestep(call), num_steps)
             state = named.enter(run)
         else:
             state = named.enter(self.clock.told((id(self), told.name), step, num_steps))
@@ -207,11 +206,32 @@ class TapHook(ModelHook):
         self.trace.grid = grid
         return StepContext(told.name, step, num_steps, told.sigma), state
 
+    def _told(self, call: Call) -> CacheContext | None:
+        """What the pipeline says of a call, or else what can be seen of it, if there is a pipeline."""
+        told, text = self.states._context, call.get("encoder_hidden_states")
+        now = _timestep(call) if told is None and self.clock.num_steps_hint() else None
+        name = None if now is None or text is None else self.texts.name(text, now)
+        return told if name is None else CacheContext(name)
+
+    def _state(self, told: CacheContext) -> NamedState:
+        """Of a branch, whether the pipeline has named it or we have."""
+        before = self.states._context
+        self.states.set_context(told)
+        try:
+            return self.states.get_state()
+        finally:
+            self.states.set_context(before)
+
     def _give_up(self, reason: str) -> None:
         self.trace.clear()  # or a summary would tell of an earlier run
         if reason not in self._warned:
             self._warned.add(reason)
             logger.warning("tapvideo: not accelerating, because %s", reason)
+
+
+def _timestep(call: Call) -> float | None:
+    timestep = call.get("timestep")
+    return None if timestep is None else float(torch.as_tensor(timestep).max())
 
 
 def attach(transformer: nn.Module, config: TapConfig, clock: RunClock, topology: Topology) -> TapHook:

@@ -1,5 +1,7 @@
 """HunyuanVideo: its pipeline, its variants, padded text, and a first frame that is an image."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from unittest import mock
 
 import hunyuan_random
@@ -79,6 +81,44 @@ def test_the_pipeline_tells_no_steps_and_is_accelerated(guidance):
     assert {r.branch for r in tap.trace.records} == ({"cond"} if guidance == 1 else {"cond", "uncond"})
     tap.disable()
     assert torch.equal(make(pipe, guidance), plain)
+
+
+def image_to_video(transformer, texts, *, named, fresh=False):
+    """As `HunyuanVideoImageToVideoPipeline`, which names no calls and tells no steps."""
+    outputs = []
+    for step in range(STEPS):
+        for branch, text in texts.items():
+            call = inputs(transformer, noise(transformer) * (1 + 0.1 * step), 1000 - 100 * step, branch)
+            call["encoder_hidden_states"] = text.clone() if fresh else text
+            context = transformer.cache_context(branch) if named else nullcontext()
+            with torch.no_grad(), context:
+                outputs.append(transformer(**call, return_dict=False)[0])
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("branches", [("cond",), ("cond", "uncond")])
+def test_branches_that_are_not_named_are_told_by_their_prompts(branches):
+    transformer = random_transformer("i2v-tokens", num_layers=1, num_single_layers=1)
+    pipe = SimpleNamespace(transformer=transformer, scheduler=SimpleNamespace(timesteps=list(range(STEPS))))
+    texts = dict(zip(branches, torch.randn(2, 1, TEXT, 8), strict=False))
+    tap = enable_tap(pipe, config())
+    expected = image_to_video(transformer, texts, named=True)
+    for _ in range(2):
+        assert torch.equal(image_to_video(transformer, texts, named=False), expected)
+        assert tap.summary().full_steps == SCHEDULE.steps
+        assert len({r.branch for r in tap.trace.records}) == len(branches)
+
+
+@pytest.mark.parametrize("is_fresh", [True, False])
+def test_prompts_that_are_made_anew_or_used_twice_tell_nothing(is_fresh):
+    transformer = random_transformer("i2v-tokens", num_layers=1, num_single_layers=1)
+    pipe = SimpleNamespace(transformer=transformer, scheduler=SimpleNamespace(timesteps=list(range(STEPS))))
+    text = torch.randn(1, TEXT, 8)
+    texts = {"cond": text, "uncond": text.clone() if is_fresh else text}
+    plain = image_to_video(transformer, texts, named=False)
+    tap = enable_tap(pipe, config())
+    assert torch.equal(image_to_video(transformer, texts, named=False, fresh=is_fresh), plain)
+    assert tap.trace.records == []
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
