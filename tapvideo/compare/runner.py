@@ -46,7 +46,9 @@ def all_methods(config: CompareConfig) -> dict[str, Method]:
 
 
 def choose_methods(config: CompareConfig) -> list[Method]:
-    """The methods that a config asks for; where fewer steps are among them, those of the model's own scheduler too.
+    """The methods that a config asks for.
+
+    Where fewer steps of a scheduler are asked for that the model does not take, those of its own are made too.
 
     Raises:
         ConfigError: if one is not known.
@@ -55,8 +57,9 @@ def choose_methods(config: CompareConfig) -> list[Method]:
     unknown = [key for key in config.methods if key not in known]
     if unknown:
         raise ConfigError(f"methods={config.methods!r} names {unknown[0]!r}; allowed: {', '.join(known)}")
-    own = f"steps-{config.scheduler}"
-    needs_own = own not in config.methods and any(key.startswith("steps-") for key in config.methods)
+    own, possible = f"steps-{config.scheduler}", {f"steps-{name}" for name in config.base().kind.schedulers}
+    asked = {key for key in config.methods if key.startswith("steps-")}
+    needs_own = bool(asked - possible) and own not in asked
     return [known[key] for key in [*([own] if needs_own else []), *config.methods] or known]
 
 

@@ -166,6 +166,27 @@ def test_the_mask_of_the_text_reaches_recomputed_tokens():
     torch.testing.assert_close(made[0], made[1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("per_token", [False, True])
+def test_a_part_of_the_tokens_has_their_positions_and_timesteps(per_token):
+    """Attention apart, a block treats a token alike whoever else is there."""
+    transformer, seen = ltx.random_transformer(), {}
+    block = transformer.transformer_blocks[0]
+    block.register_forward_pre_hook(lambda *a: seen.__setitem__("call", a[1:]), with_kwargs=True)
+    with torch.no_grad():
+        transformer(**ltx.call_inputs(3, per_token=per_token))
+        adapter = adapter_for(transformer)
+        stream, positions = adapter.stream(*seen["call"]), torch.tensor([2, 15, 16, 40])
+        part = adapter.take_tokens(stream, positions)
+        assert torch.equal(adapter.modulated_input(block, part), adapter.modulated_input(block, stream)[:, positions])
+        for own, whole in zip(part.rest[2], stream.rest[2], strict=True):
+            assert torch.equal(own, whole[:, positions])
+        assert part.rest[0] is stream.rest[0]
+        assert part.rest[3] is stream.rest[3]
+        block.attn1.forward = lambda hidden_states, **_: hidden_states  # every token to itself
+        whole = adapter.run(block, stream).hidden[:, positions]
+        torch.testing.assert_close(adapter.run(block, part).hidden, whole, atol=1e-6, rtol=1e-6)
+
+
 def test_blocks_given_by_position_are_read_alike():
     adapter = adapter_for(ltx.random_transformer())
     values = [torch.randn(1, 2, 4) for _ in range(5)]

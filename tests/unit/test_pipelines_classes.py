@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import diffusers
 import pipelines_random
 import pytest
 import torch
@@ -106,6 +107,26 @@ def test_sample_equals_plain_diffusers_and_so_it_is_after_tap(config, model):
         planned = [i for i, kind in enumerate(plan_steps(made)) if kind is StepKind.FORECAST]
         assert tap.summary().forecast_steps == planned
     assert torch.equal(sample(pipe, made, "a red circle", 3, ignore).frames, plain.frames)
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "own", "absent"),
+    [
+        ("LTXPipeline", ["model=ltx"], {"frame_rate": 24, "guidance_rescale": 0.0, "decode_timestep": 0.0}, "eta"),
+        ("HunyuanVideoPipeline", ["model=hunyuan"], {"true_cfg_scale": 1.0, "guidance_scale": 6.0}, "frame_rate"),
+        ("CogVideoXPipeline", ["model=cogvideox_5b"], {"use_dynamic_cfg": True, "eta": 0.0}, "frame_rate"),
+        ("WanPipeline", ["model=wan22"], {"guidance_scale": 4.0, "guidance_scale_2": 3.0}, "frame_rate"),
+    ],
+)
+def test_calls_have_what_the_class_takes_and_no_more(composed, kind, overrides, own, absent):
+    made = composed(*overrides)
+    arguments = call_arguments(made, getattr(diffusers, kind), "a red circle", 3)
+    assert own.items() <= arguments.items()
+    assert absent not in arguments
+    shared = {"prompt": "a red circle", "negative_prompt": made.negative_prompt, "height": made.height}
+    shared |= {"width": made.width, "num_frames": made.num_frames, "num_inference_steps": made.steps}
+    shared |= {"max_sequence_length": made.max_sequence_length}
+    assert shared.items() <= arguments.items()
 
 
 @pytest.mark.parametrize("model", MODELS)
