@@ -25,7 +25,7 @@ from tapvideo.record import messages, new_record, package_versions
 from tapvideo.report import write_report
 from tapvideo.report.data import steps_and_maps
 from tapvideo.run_folder import Job, list_jobs, read_prompts, run_folder
-from tapvideo.sample import RunFailed, Sample, sample
+from tapvideo.sample import RunFailed, Sample, check_frames, sample
 from tapvideo.schedule import Plan, StepKind, full_plan, strip
 from tapvideo.schedulers import experts, noise_levels, plan_steps
 
@@ -213,7 +213,7 @@ class Session:
         """One clip, and its baseline before it where they are compared; all ranks of its group make it together.
 
         Raises:
-            RunFailed: if latents turn to NaN, or forecast steps were planned and none was made.
+            RunFailed: if latents or frames turn to NaN, or forecast steps were planned and none was made.
             PeerLost: if another rank does not answer, or has come to other latents.
         """
         config = self.config
@@ -225,9 +225,13 @@ class Session:
         self.topology.ledger.clear()  # the record tells of accelerated clips
         with accelerated(self.pipe, config, self.topology) as tap:
             made = self._make(job, config.tap.name if config.tap.enabled else "plain", self.plan)
+            if tap is not None and config.tap.enabled:
+                tap.gather_trace()
+            for shown in (baseline, made):
+                if shown is not None:
+                    check_frames(shown, job.seed)
             if tap is None or not config.tap.enabled:
                 return Made(made, baseline, summary=None, steps=[], maps=[])
-            tap.gather_trace()
             summary = tap.summary()
             shown = [steps_and_maps(trace) for trace in tap.traces.values()]  # one for each expert
             steps, maps = [x for own, _ in shown for x in own], [x for _, own in shown for x in own]

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from tapvideo.config import ConfigError, GenerateConfig
 from tapvideo.enable import Tap, enable_tap
 from tapvideo.images import read_images
+from tapvideo.models import compile_blocks
 from tapvideo.parallel.launch import world_size
 from tapvideo.parallel.topology import Topology, alone
 from tapvideo.pipeline_kinds import KINDS
@@ -193,7 +194,7 @@ def _compile(pipe: Pipeline) -> None:
     for name in ("transformer", "transformer_2"):
         transformer = getattr(pipe, name, None)
         if transformer is not None:
-            transformer.compile_repeated_blocks()
+            compile_blocks(transformer)
 
 
 def _place(pipe: Pipeline, config: GenerateConfig, device: torch.device) -> None:

@@ -105,7 +105,7 @@ def sample(
         on_latents: is shown the latents after every step.
 
     Raises:
-        RunFailed: if the latents or the frames are NaN or infinite.
+        RunFailed: if the latents are NaN or infinite. Frames, which not every rank has, are for `check_frames`.
     """
     device = next(p.device for m in pipe.components.values() if isinstance(m, nn.Module) for p in m.parameters())
     last: list[Tensor] = []
@@ -134,8 +134,6 @@ def sample(
     finally:
         for hook in hooks:
             hook.remove()
-    if not torch.isfinite(frames).all():
-        raise RunFailed(f"the VAE made NaN or infinite frames from finite latents (seed {seed}); try dtype=float32")
     return Sample(frames, last[0], clock.seconds())
 
 
@@ -181,6 +179,16 @@ def _all_arguments(config: GenerateConfig, prompt: str, seed: int) -> dict[str, 
         **read_images(config),
         **config.model.call,
     }
+
+
+def check_frames(made: Sample, seed: int) -> None:
+    """Stop a run whose frames are lost; where ranks share a clip, after what they do together.
+
+    Raises:
+        RunFailed: if any value is NaN or infinite.
+    """
+    if not torch.isfinite(made.frames).all():
+        raise RunFailed(f"the VAE made NaN or infinite frames from finite latents (seed {seed}); try dtype=float32")
 
 
 def check_finite(latents: Float[Tensor, " b *latent"], step: int, num_steps: int) -> None:

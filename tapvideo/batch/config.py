@@ -10,6 +10,7 @@ from typing import Any
 from tapvideo.batch.items import Item
 from tapvideo.checks import ConfigError, at_least
 from tapvideo.config import GenerateConfig
+from tapvideo.images import digests
 from tapvideo.run_folder import slug
 
 # What shapes no clip: a run goes on with other values of these.
@@ -55,7 +56,7 @@ def clip_facts(config: BatchConfig, items: list[Item]) -> dict[str, Any]:
     """All that shapes the clips of a batch, by key, as plain values."""
     plain = {key: value for key, value in config.as_dict().items() if key not in _FREE}
     lines = [[item.prompt, item.seed, item.file] for item in items]
-    return {**plain, "prompts": hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]}
+    return {**plain, **digests(config), "prompts": hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]}
 
 
 def run_path(config: BatchConfig, items: list[Item]) -> Path:

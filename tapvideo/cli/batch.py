@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def as_override(argument: str) -> str:
-    """An argument as Hydra takes it: `prompts`, which is a folder of conf/ to Hydra, stands for `prompt_file`."""
+    """An argument as Hydra takes it; `prompts` is short for `prompt_file`."""
     key, equals, value = argument.partition("=")
     return f"prompt_file={value}" if equals and key == "prompts" else quote_text(argument)
 

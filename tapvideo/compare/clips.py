@@ -17,7 +17,7 @@ from tapvideo.compare.results import ClipResult
 from tapvideo.compare.store import Reference, Store, digest, fingerprint_sources, half
 from tapvideo.config import as_dict
 from tapvideo.metrics import evaluate, frame_psnr, psnr
-from tapvideo.sample import sample
+from tapvideo.sample import check_frames, sample
 from tapvideo.video_io import write_mp4
 
 _PACKAGES = ("tapvideo", "torch", "diffusers", "transformers", "cache-dit")
@@ -82,6 +82,7 @@ class Studio:
                 self.bench.pipe, config, prompt, seed, lambda step: None,
                 on_latents=lambda now: latents.append(now.detach().cpu().clone()),
             )  # fmt: skip
+        check_frames(made, seed)
         passes = ledger.full_passes(self.bench.branches)
         return Take(made.frames, made.seconds.denoise, half(latents), passes)
 

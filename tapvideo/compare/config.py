@@ -49,7 +49,7 @@ class CompareConfig:
     tolerance: float = 0.05
     """How far from a budget's full passes a method may land, as a share, and still count as at equal compute."""
     tuning_prompts: str = "compare_tuning"
-    """Text file with one prompt a line, or the name of one in conf/prompts: for knobs, never for results."""
+    """Text file with one prompt a line, or the name of one in conf/prompt_lists: for knobs, never for results."""
     num_tuning_prompts: int = 1
     tuning_seeds: list[int] = field(default_factory=lambda: [7001])
     prompts: str = "compare_reporting"
@@ -123,18 +123,18 @@ class CompareConfig:
 
 
 def read_list(key: str, name: str, count: int) -> list[str]:
-    """The first `count` lines of a file of prompts, given by path or by its name in conf/prompts.
+    """The first `count` lines of a file of prompts, given by path or by its name in conf/prompt_lists.
 
     Raises:
         ConfigError: if there is no such file, or it has fewer prompts.
     """
     path = Path(name).expanduser()
     if not path.is_file() and slug(name) == name:
-        path = config_dir() / "prompts" / f"{name}.txt"
+        path = config_dir() / "prompt_lists" / f"{name}.txt"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(sorted(p.stem for p in (config_dir() / "prompts").glob("*.txt")))
+        known = ", ".join(sorted(p.stem for p in (config_dir() / "prompt_lists").glob("*.txt")))
         raise ConfigError(f"{key}={name!r} cannot be read ({error}); allowed: a UTF-8 text file, or {known}") from error
     prompts = [line.strip() for line in lines if line.strip()]
     if len(prompts) < count:

@@ -1,5 +1,7 @@
 """Architectures TAP knows, by diffusers class name. A new one is one file, one line here, one yaml and one test."""
 
+from typing import Any
+
 from torch import nn
 
 from tapvideo.models.base import ModelAdapter
@@ -47,3 +49,21 @@ def adapter_for(transformer: nn.Module) -> ModelAdapter:
     if name not in ADAPTERS:
         raise ValueError(f"{name} is not supported; supported: {', '.join(ADAPTERS)}")
     return ADAPTERS[name]()
+
+
+def compile_blocks(transformer: Any, **options: Any) -> None:
+    """Compile the blocks of a transformer; also where diffusers' `compile_repeated_blocks` does not know its class.
+
+    Args:
+        transformer: of a class that is supported.
+        options: of `torch.compile`.
+
+    Raises:
+        ValueError: if the class is not supported.
+    """
+    if transformer._repeated_blocks:
+        transformer.compile_repeated_blocks(**options)
+        return
+    for name in adapter_for(transformer).block_lists:
+        for block in getattr(transformer, name):
+            block.compile(**options)

@@ -13,6 +13,7 @@ from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from tapvideo import ScheduleConfig, TapConfig, enable_tap
 from tapvideo.config import RecomputeConfig
+from tapvideo.models import compile_blocks
 from tapvideo.parallel.config import ParallelConfig
 from tapvideo.parallel.topology import build_topology
 
@@ -167,10 +168,6 @@ def offload(case, monkeypatch):
 def compiled(case):
     """Whole graphs, and none made anew by TAP or from step to step."""
     transformer, graphs = case.transformer(), []
-    if not transformer._repeated_blocks:
-        with pytest.raises(ValueError, match="_repeated_blocks"):
-            transformer.compile_repeated_blocks()
-        return "compile: diffusers names no repeated blocks of this class, so there is nothing to compile"
 
     def backend(graph, inputs):
         graphs.append(graph)
@@ -178,7 +175,7 @@ def compiled(case):
 
     torch._dynamo.reset()
     expected = run(case, TAP)
-    transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
+    compile_blocks(transformer, fullgraph=True, backend=backend)
     plain = denoise(case, transformer)
     made = len(graphs)
     assert made
@@ -186,7 +183,6 @@ def compiled(case):
     assert (denoise(case, transformer) - expected).abs().max() <= 1e-5
     assert len(graphs) == made
     assert torch.isfinite(plain).all()
-    return None
 
 
 def int8(case):

@@ -107,3 +107,8 @@ def test_folder_depends_on_what_is_compared_and_not_on_where_it_lies(tmp_path):
     assert compare_folder(one, ["a"]) != compare_folder(one, ["b"])
     assert compare_folder(one, ["a"]).name.startswith("compare-wan_tiny-quick-")
     assert compare_folder(CompareConfig(name="../x"), ["a"]).parent == compare_folder(CompareConfig(), ["a"]).parent
+
+
+def test_a_file_of_prompts_can_be_named():
+    """Hydra takes KEY=value for a choice among the files of conf/KEY, where there is such a folder."""
+    assert composed("prompts=mine.txt", "tuning_prompts=others.txt").prompts == "mine.txt"
