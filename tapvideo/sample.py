@@ -91,9 +91,7 @@ def sample(
     decode: bool = True,
     on_latents: Callable[[Tensor], None] = lambda latents: None,
 ) -> Sample:
-    """Run the plain pipeline once.
-
-    The pipeline's own call makes the frames, so they are bit for bit what it makes without tapvideo.
+    """Run the plain pipeline once; its own call makes the frames, bit for bit what it makes without tapvideo.
 
     Args:
         pipe: what makes them.
@@ -124,17 +122,19 @@ def sample(
     hooks = [m.register_forward_pre_hook(lambda *_: clock.mark_first("denoise")) for m in transformers]
     try:
         clock.mark("begin")
-        kind = "pt" if decode else "latent"
         arguments = call_arguments(config, type(pipe), prompt, seed)
+        kind = "pt" if decode else "latent"
         video = pipe(**arguments, output_type=kind, callback_on_step_end=end_step).frames
-        frames = (
-            video[0].permute(0, 2, 3, 1).float().cpu() if decode else torch.empty(0, config.height, config.width, 3)
-        )
+        frames = video[0].permute(0, 2, 3, 1).float().cpu() if decode else _no_frames(config)
         clock.mark("end")
     finally:
         for hook in hooks:
             hook.remove()
     return Sample(frames, last[0], clock.seconds())
+
+
+def _no_frames(config: GenerateConfig) -> Tensor:
+    return torch.empty(0, config.height, config.width, 3)
 
 
 def call_arguments(config: GenerateConfig, kind: type, prompt: str, seed: int) -> dict[str, Any]:

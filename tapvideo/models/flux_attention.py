@@ -3,34 +3,19 @@
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 
-from tapvideo.parallel.attention import Joint, SequenceAttention
+from tapvideo.models.sequence_processor import SequenceProcessor
+from tapvideo.parallel.attention import Joint
 
 
-class FluxSequenceProcessor:
+class FluxSequenceProcessor(SequenceProcessor):
     """Projections, norms and rotary embedding as in `FluxAttnProcessor`; who attends to what is decided elsewhere.
 
     Single-stream blocks hand over text and tokens as one; how many of these are text, the attention's rows tell.
     """
-
-    def __init__(self, original: FluxAttnProcessor, layer: int, attention: SequenceAttention) -> None:
-        self.original = original
-        self.layer = layer
-        self.attention = attention
-
-    @property
-    def _attention_backend(self) -> Any:
-        """What diffusers' `set_attention_backend` sets, on every processor that has one."""
-        return self.original._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self.original._attention_backend = backend
 
     def __call__(
         self,
@@ -67,7 +52,3 @@ class FluxSequenceProcessor:
         else:
             parts = [getattr(attn, name)(rows) for name in names]
         return tuple(part.unflatten(-1, (-1, attn.head_dim)) for part in parts)
-
-    def _kernel(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The attention backend that the model is set to."""
-        return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self._attention_backend)

@@ -3,41 +3,20 @@
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
-from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15AttnProcessor2_0
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tapvideo.parallel.attention import Joint, SequenceAttention
+from tapvideo.models.sequence_processor import SequenceProcessor
+from tapvideo.parallel.attention import Joint
 
 
-class HunyuanSequenceProcessor:
+class HunyuanSequenceProcessor(SequenceProcessor):
     """Projections, norms and rotary embedding as in diffusers' processor; who attends to what is decided elsewhere.
 
     Dual-stream blocks project text by weights of its own, single-stream blocks by the video's.
     """
-
-    def __init__(
-        self,
-        original: HunyuanVideoAttnProcessor2_0 | HunyuanVideo15AttnProcessor2_0,
-        layer: int,
-        attention: SequenceAttention,
-    ) -> None:
-        self.original = original
-        self.layer = layer
-        self.attention = attention
-
-    @property
-    def _attention_backend(self) -> Any:
-        """What diffusers' `set_attention_backend` sets, on every processor that has one."""
-        return self.original._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self.original._attention_backend = backend
 
     def __call__(
         self,
@@ -70,12 +49,6 @@ class HunyuanSequenceProcessor:
         if attn.to_add_out is not None:
             text_out = attn.to_add_out(text_out)
         return video_out, text_out
-
-    def _kernel(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The attention backend that the model is set to."""
-        return dispatch_attention_fn(
-            query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=False, backend=self._attention_backend
-        )
 
 
 def _by_head(attn: Attention, rows: Tensor) -> Tensor:

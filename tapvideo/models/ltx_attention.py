@@ -2,30 +2,15 @@
 
 from typing import Any
 
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor, apply_rotary_emb
+from diffusers.models.transformers.transformer_ltx import LTXAttention, apply_rotary_emb
 from jaxtyping import Float
 from torch import Tensor
 
-from tapvideo.parallel.attention import SequenceAttention
+from tapvideo.models.sequence_processor import SequenceProcessor
 
 
-class LTXSequenceProcessor:
+class LTXSequenceProcessor(SequenceProcessor):
     """Projections, norms and rotary embedding as `LTXVideoAttnProcessor` has them; who attends to what is not."""
-
-    def __init__(self, original: LTXVideoAttnProcessor, layer: int, attention: SequenceAttention) -> None:
-        self.original = original
-        self.layer = layer
-        self.attention = attention
-
-    @property
-    def _attention_backend(self) -> Any:
-        """What diffusers' `set_attention_backend` sets, on every processor that has one."""
-        return self.original._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self.original._attention_backend = backend
 
     def __call__(
         self,
@@ -46,7 +31,3 @@ class LTXSequenceProcessor:
         out = attend(self.layer, query, key, value, self._kernel)
         out = out.flatten(2, 3).type_as(query)
         return attn.to_out[1](attn.to_out[0](out))
-
-    def _kernel(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The attention backend that the model is set to."""
-        return dispatch_attention_fn(query, key, value, dropout_p=0.0, is_causal=False, backend=self._attention_backend)

@@ -3,30 +3,16 @@
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0, apply_rotary_emb_qwen
+from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from tapvideo.parallel.attention import Joint, SequenceAttention
+from tapvideo.models.sequence_processor import SequenceProcessor
+from tapvideo.parallel.attention import Joint
 
 
-class QwenSequenceProcessor:
+class QwenSequenceProcessor(SequenceProcessor):
     """Projections, norms and rotary embedding as in diffusers' processor; who attends to what is decided elsewhere."""
-
-    def __init__(self, original: QwenDoubleStreamAttnProcessor2_0, layer: int, attention: SequenceAttention) -> None:
-        self.original = original
-        self.layer = layer
-        self.attention = attention
-
-    @property
-    def _attention_backend(self) -> Any:
-        """What diffusers' `set_attention_backend` sets, on every processor that has one."""
-        return self.original._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self.original._attention_backend = backend
 
     def __call__(
         self,
@@ -59,12 +45,6 @@ class QwenSequenceProcessor:
     def _project(self, attn: Any, rows: Tensor, names: tuple[str, str, str]) -> tuple[Tensor, ...]:
         head_dim = attn.inner_dim // attn.heads
         return tuple(getattr(attn, name)(rows).unflatten(-1, (-1, head_dim)) for name in names)
-
-    def _kernel(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The attention backend that the model is set to."""
-        return dispatch_attention_fn(
-            query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=False, backend=self._attention_backend
-        )
 
 
 def _place(norm: Any, rows: Tensor, table: Tensor | None) -> Tensor:

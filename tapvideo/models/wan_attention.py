@@ -3,33 +3,14 @@
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2AttnProcessor
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 
-from tapvideo.parallel.attention import SequenceAttention
+from tapvideo.models.sequence_processor import SequenceProcessor
 
 
-class WanSequenceProcessor:
+class WanSequenceProcessor(SequenceProcessor):
     """Projections, norms and rotary embedding as in the original; who attends to what is decided elsewhere."""
-
-    def __init__(
-        self, original: WanAttnProcessor | SkyReelsV2AttnProcessor, layer: int, attention: SequenceAttention
-    ) -> None:
-        self.original = original
-        self.layer = layer
-        self.attention = attention
-
-    @property
-    def _attention_backend(self) -> Any:
-        """What diffusers' `set_attention_backend` sets, on every processor that has one."""
-        return self.original._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self.original._attention_backend = backend
 
     def __call__(
         self,
@@ -56,10 +37,6 @@ class WanSequenceProcessor:
         if attn.fused_projections:
             return attn.to_qkv(hidden).chunk(3, dim=-1)
         return attn.to_q(hidden), attn.to_k(hidden), attn.to_v(hidden)
-
-    def _kernel(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The attention backend that the model is set to."""
-        return dispatch_attention_fn(query, key, value, dropout_p=0.0, is_causal=False, backend=self._attention_backend)
 
 
 def rotate(

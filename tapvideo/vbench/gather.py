@@ -31,18 +31,17 @@ def gather(
         located: the VBench whose scores are meant.
         described: its environment; None where nothing was scored.
         videos: with their digests.
-        baseline: with their digests; None where there is none.
+        baseline: clips to compare with, or None.
         store: the scores.
 
     Raises:
         ConfigError: if two clips that are to be compared differ in size or length.
     """
-    facts = store.facts()
-    _check_sizes(videos, baseline, facts)
+    _check_sizes(videos, baseline, facts := store.facts())
     clips = [_empty("videos", clip) for clip in videos] + [_empty("baseline", clip) for clip in baseline or []]
     every = list(zip([*videos, *(baseline or [])], clips, strict=True))
     asked = config.dimensions or ([] if config.collect else suite.dimensions)
-    shown = []
+    shown: list[str] = []
     for name in DIMENSIONS:
         known = store.scores(located.version, name)
         meant = {clip.key for clip in suite.of(name, videos)}
@@ -51,9 +50,7 @@ def gather(
         # Others may still be at work on dimensions that were not asked for: those are shown once they are whole.
         if name in asked or (found and (config.collect or len(found) == len(own))):
             shown.append(name)
-            for clip, scores, one in own:
-                _fill(scores, name, one, facts.get(clip.sha256))
-    rows = [_row(name, clips, compared=baseline is not None) for name in shown]
+            _fill_all(own, name, facts)
     return Results(
         title=f"VBench of {folder_name(config.videos)}",
         command="",
@@ -61,12 +58,17 @@ def gather(
         baseline=config.baseline,
         settings={"protocol": suite.protocol, "GPU": (described.cuda if described else None) or "none"},
         versions={**package_versions(), "vbench": located.version, **_theirs(described)},
-        rows=rows,
+        rows=[_row(name, clips, compared=baseline is not None) for name in shown],
         summary=_summary(clips, "videos", shown),
         baseline_summary=_summary(clips, "baseline", shown) if baseline is not None else None,
         notes=_notes(suite, shown, videos),
         clips=clips,
     )
+
+
+def _fill_all(own: list[tuple[Clip, ClipScores, Scored | None]], dimension: str, facts: dict[str, Facts]) -> None:
+    for clip, scores, one in own:
+        _fill(scores, dimension, one, facts.get(clip.sha256))
 
 
 def _theirs(described: Described | None) -> dict[str, str]:
