@@ -227,9 +227,9 @@ class Session:
             made = self._make(job, config.tap.name if config.tap.enabled else "plain", self.plan)
             if tap is not None and config.tap.enabled:
                 tap.gather_trace()
-            for shown in (baseline, made):
-                if shown is not None:
-                    check_frames(shown, job.seed)
+            for clip in (baseline, made):
+                if clip is not None:
+                    check_frames(clip, job.seed)
             if tap is None or not config.tap.enabled:
                 return Made(made, baseline, summary=None, steps=[], maps=[])
             summary = tap.summary()

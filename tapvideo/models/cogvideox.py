@@ -9,37 +9,17 @@ from torch import Tensor, nn
 
 from tapvideo.models.base import Call
 from tapvideo.models.cogvideox_attention import OWN_PROCESSORS, CogVideoXSequenceProcessor
-from tapvideo.models.joint_attention import call_on, check_processor
+from tapvideo.models.joint_attention import JointBlocks, call_on, check_processor
 from tapvideo.parallel.attention import SequenceAttention
 from tapvideo.stream import Stream
 
-_BLOCK_ARGUMENTS = ("hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "attention_kwargs")
 
-
-class CogVideoXAdapter:
+class CogVideoXAdapter(JointBlocks):
     """Probe and blocks of `CogVideoXTransformer3DModel`."""
 
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     head: str = "proj_out"
-
-    def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream:
-        """Tokens and text; then timesteps, rotary tables and what LoRA is told."""
-        given = dict(zip(_BLOCK_ARGUMENTS, args, strict=False)) | kwargs
-        hidden, text, *rest = (given[name] for name in _BLOCK_ARGUMENTS)
-        return Stream(hidden, text, tuple(rest))
-
-    def run(self, block: nn.Module, stream: Stream) -> Stream:
-        """One block."""
-        return Stream(*block(stream.hidden, stream.text, *stream.rest), rest=stream.rest)
-
-    def result(self, stream: Stream) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"] | None]:
-        """Tokens and text."""
-        return stream.hidden, stream.text
-
-    def read_result(self, result: Any) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"] | None]:
-        """Tokens and text."""
-        hidden, text = result
-        return hidden, text
+    arguments = ("hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "attention_kwargs")
 
     def modulated_input(self, block: nn.Module, stream: Stream) -> Float[Tensor, "b n d"]:
         """Of the block's own norm, which modulates."""

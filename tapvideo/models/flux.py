@@ -1,6 +1,5 @@
 """FLUX.1 (`FluxTransformer2DModel`)."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +9,12 @@ from torch import Tensor, nn
 
 from tapvideo.models.base import Call
 from tapvideo.models.flux_attention import FluxSequenceProcessor
-from tapvideo.models.joint_attention import JointBlocks, call_on, check_processor, refuse_control
+from tapvideo.models.joint_attention import TokenLatents, call_on, check_processor, refuse_control
 from tapvideo.parallel.attention import SequenceAttention
 from tapvideo.stream import Stream
 
 
-class FluxAdapter(JointBlocks):
+class FluxAdapter(TokenLatents):
     """Probe and blocks of `FluxTransformer2DModel`: dual-stream blocks first, then single-stream ones."""
 
     block_lists: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
@@ -45,21 +44,6 @@ class FluxAdapter(JointBlocks):
         ids, tokens = call["img_ids"], call["hidden_states"].shape[1]
         rows, columns = (int(side) + 1 for side in ids.reshape(-1, ids.shape[-1])[:, -2:].amax(0).tolist())
         return (1, rows, columns) if rows * columns == tokens else (1, 1, tokens)
-
-    def token_grid(self, transformer: nn.Module, latent_size: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Latents come as tokens."""
-        return latent_size
-
-    def empty_output(self, transformer: nn.Module, call: Call) -> Tensor:
-        """Velocities of the tokens."""
-        latents = call["hidden_states"]
-        config: Any = transformer.config
-        channels = config.patch_size**2 * (config.out_channels or config.in_channels)
-        return latents.new_empty(*latents.shape[:2], channels)
-
-    def attentions(self, blocks: Sequence[nn.Module]) -> list[Any]:
-        """`attn`, of text and tokens, in blocks of both kinds."""
-        return [block.attn for block in blocks]
 
     def processor(self, original: Any, layer: int, attention: SequenceAttention) -> FluxSequenceProcessor:
         """Joint attention whose tokens are spread over ranks, or partly kept from earlier steps.

@@ -13,38 +13,21 @@ from torch import Tensor, nn
 
 from tapvideo.models.base import Call
 from tapvideo.models.hunyuan_attention import HunyuanSequenceProcessor
-from tapvideo.models.joint_attention import call_on, check_processor
+from tapvideo.models.joint_attention import JointBlocks, call_on, check_processor
 from tapvideo.parallel.attention import SequenceAttention
 from tapvideo.stream import Stream
 
 
-class HunyuanAdapter:
+class HunyuanAdapter(JointBlocks):
     """Probe and blocks of `HunyuanVideoTransformer3DModel`: dual-stream blocks first, then single-stream ones."""
 
     block_lists: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
     head: str = "proj_out"
-
-    def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream:
-        """Tokens and text.
-
-        Then timesteps, the mask of both, rotary tables, and the timesteps of the first frame with its number of
-        tokens, where an image takes the place of that frame.
-        """
-        hidden, text, *rest = args
-        return Stream(hidden, text, tuple(rest))
-
-    def run(self, block: nn.Module, stream: Stream) -> Stream:
-        """One block of either kind."""
-        return Stream(*block(stream.hidden, stream.text, *stream.rest), rest=stream.rest)
-
-    def result(self, stream: Stream) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"] | None]:
-        """Tokens and text."""
-        return stream.hidden, stream.text
-
-    def read_result(self, result: Any) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"] | None]:
-        """Tokens and text."""
-        hidden, text = result
-        return hidden, text
+    arguments = (
+        "hidden_states", "encoder_hidden_states", "temb", "attention_mask", "freqs_cis", "token_replace_emb",
+        "num_tokens",
+    )  # fmt: skip
+    """The last two are of models in which an image takes the place of the first frame."""
 
     def modulated_input(self, block: nn.Module, stream: Stream) -> Float[Tensor, "b n d"]:
         """Of the block's own norm, which modulates; a first frame that is an image has its own timestep."""

@@ -1,5 +1,6 @@
 """What architectures share whose blocks attend to text and video jointly."""
 
+from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
@@ -66,6 +67,25 @@ def check_processor(original: Any, known: tuple[type, ...], attention: SequenceA
             f"attention is a {type(original).__name__} here; sharing tokens and recomputing them works with diffusers' "
             f"{names} only"
         )
+
+
+class TokenLatents(JointBlocks):
+    """Image models whose pipelines hand over latents as tokens."""
+
+    def token_grid(self, transformer: nn.Module, latent_size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """A latent is a token."""
+        return latent_size
+
+    def empty_output(self, transformer: nn.Module, call: Call) -> Tensor:
+        """Velocities of the tokens."""
+        latents = call["hidden_states"]
+        config: Any = transformer.config
+        channels = config.patch_size**2 * (config.out_channels or config.in_channels)
+        return latents.new_empty(*latents.shape[:2], channels)
+
+    def attentions(self, blocks: Sequence[nn.Module]) -> list[Any]:
+        """`attn`, of text and tokens, in blocks of every kind."""
+        return [block.attn for block in blocks]
 
 
 def refuse_control(call: Call) -> None:

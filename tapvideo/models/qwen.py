@@ -1,7 +1,6 @@
 """Qwen-Image (`QwenImageTransformer2DModel`)."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from diffusers.models.transformers.transformer_qwenimage import (
@@ -12,13 +11,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from tapvideo.models.base import Call
-from tapvideo.models.joint_attention import JointBlocks, call_on, check_processor, refuse_control
+from tapvideo.models.joint_attention import TokenLatents, call_on, check_processor, refuse_control
 from tapvideo.models.qwen_attention import QwenSequenceProcessor
 from tapvideo.parallel.attention import SequenceAttention
 from tapvideo.stream import Stream
 
 
-class QwenAdapter(JointBlocks):
+class QwenAdapter(TokenLatents):
     """Probe and blocks of `QwenImageTransformer2DModel`."""
 
     block_lists: tuple[str, ...] = ("transformer_blocks",)
@@ -54,21 +53,6 @@ class QwenAdapter(JointBlocks):
         shapes, tokens = call["img_shapes"][0], call["hidden_states"].shape[1]
         shape = tuple(shapes[0]) if isinstance(shapes, list) else tuple(shapes)
         return shape if math.prod(shape) == tokens else (1, 1, tokens)
-
-    def token_grid(self, transformer: nn.Module, latent_size: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Latents come as tokens."""
-        return latent_size
-
-    def empty_output(self, transformer: nn.Module, call: Call) -> Tensor:
-        """Velocities of the tokens."""
-        latents = call["hidden_states"]
-        config: Any = transformer.config
-        channels = config.patch_size**2 * (config.out_channels or config.in_channels)
-        return latents.new_empty(*latents.shape[:2], channels)
-
-    def attentions(self, blocks: Sequence[nn.Module]) -> list[Any]:
-        """`attn`, of text and tokens."""
-        return [block.attn for block in blocks]
 
     def processor(self, original: Any, layer: int, attention: SequenceAttention) -> QwenSequenceProcessor:
         """Joint attention whose tokens are spread over ranks, or partly kept from earlier steps.

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,21 @@ def test_planned_forecasts_that_were_not_made_fail_the_run(composed, random_over
     monkeypatch.setattr("tapvideo.models.hook.TapHook._locate", lambda *_: None)
     with pytest.raises(RunFailed, match="8 forecast steps were planned and none was made"):
         generate.run(config)
+
+
+def test_lost_frames_fail_the_run_after_what_ranks_do_together(composed, random_overrides, monkeypatch):
+    """One rank decodes: were it to stop before the trace is gathered, the others would wait for it there."""
+    made, gathered = generate.sample, []
+
+    def lose(*args, **kwargs):
+        clip = made(*args, **kwargs)
+        return replace(clip, frames=clip.frames * torch.nan)
+
+    monkeypatch.setattr(generate, "sample", lose)
+    monkeypatch.setattr("tapvideo.enable.Tap.gather_trace", lambda tap: gathered.append(tap))
+    with pytest.raises(RunFailed, match="the VAE made NaN or infinite frames"):
+        generate.run(composed(*random_overrides, "compare=false"))
+    assert len(gathered) == 1
 
 
 def test_check_forecasts_accepts_a_plan_without_any(composed):
