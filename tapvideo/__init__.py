@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tapvideo.config import ScheduleConfig, TapConfig
     from tapvideo.enable import disable_tap, enable_tap
+    from tapvideo.resolve import default_config
 
-__all__ = ["ScheduleConfig", "TapConfig", "disable_tap", "enable_tap"]
+__all__ = ["ScheduleConfig", "TapConfig", "default_config", "disable_tap", "enable_tap"]
 
 _HOMES = {
     "ScheduleConfig": "tapvideo.config",
     "TapConfig": "tapvideo.config",
+    "default_config": "tapvideo.resolve",
     "disable_tap": "tapvideo.enable",
     "enable_tap": "tapvideo.enable",
 }

@@ -9,8 +9,9 @@ from tapvideo.config import TapConfig
 from tapvideo.models.clock import RunClock
 from tapvideo.models.hook import attach, detach
 from tapvideo.parallel.topology import Topology, alone
+from tapvideo.planning import make_plan
 from tapvideo.schedule import Plan, StepKind
-from tapvideo.stack import TapStack, make_plan
+from tapvideo.stack import TapStack
 from tapvideo.trace import Trace
 
 _COMPONENTS = ("transformer", "transformer_2")

@@ -7,7 +7,7 @@ from pathlib import Path
 from tapvideo.config import ConfigError, GenerateConfig, RecomputeConfig, ScheduleConfig
 from tapvideo.console import Console, rank
 from tapvideo.enable import TapSummary
-from tapvideo.images import digests, read_images
+from tapvideo.images import read_images
 from tapvideo.memory import check_room, check_shards, kept_on_this_rank, num_tokens
 from tapvideo.outputs import Made, describe, describe_mean, mean_comparison, report_clip, report_of, write_clip
 from tapvideo.parallel.decode import DecodePlan, plan_decode, sharded_decoder
@@ -24,7 +24,8 @@ from tapvideo.pipeline import (
 from tapvideo.record import messages, new_record, package_versions
 from tapvideo.report import write_report
 from tapvideo.report.data import steps_and_maps
-from tapvideo.run_folder import Job, list_jobs, read_prompts, run_folder
+from tapvideo.resolve import resolve
+from tapvideo.run_folder import Job, list_jobs, read_prompts, run_folder, shape
 from tapvideo.sample import RunFailed, Sample, check_frames, sample
 from tapvideo.schedule import Plan, StepKind, full_plan, strip
 from tapvideo.schedulers import experts, noise_levels, plan_steps
@@ -49,13 +50,14 @@ def run(config: GenerateConfig, *, command: str = "") -> Path:
     """
     prompts = read_prompts(config)
     read_images(config)
+    config = resolve(config)
     plan = plan_steps(config)
     folder = run_folder(config, prompts)
     console = Console(verbose=config.verbose)
     if config.dry_run:
         print_plan(config, plan)
         return folder
-    facts = {**config.as_dict(), **digests(config), "prompts": prompts, "versions": package_versions()}
+    facts = {**shape(config), "prompts": prompts, "versions": package_versions()}
     with joined(config.parallel, resolve_device(config), facts) as topology:
         make_all(config, prompts, plan, folder, topology, console, command)
     return folder

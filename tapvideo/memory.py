@@ -12,8 +12,8 @@ from tapvideo.config import ConfigError, TapConfig
 from tapvideo.models import adapter_for
 from tapvideo.parallel.kept import kept_bytes
 from tapvideo.parallel.topology import Topology
+from tapvideo.planning import make_plan
 from tapvideo.schedule import StepKind
-from tapvideo.stack import make_plan
 
 _GIB = 2**30
 

@@ -103,7 +103,7 @@ def report_clip(folder: Path, clip: ClipRecord, made: Made) -> Clip:
 def report_of(record: RunRecord, config: GenerateConfig, clips: list[Clip]) -> Report:
     """The report of a run."""
     schedule = config.schedule
-    beat = f"every {schedule.interval} steps" if schedule.kind == "interval" else "explicit"
+    beat = f"every {schedule.interval} steps" if schedule.kind == "interval" else schedule.kind
     facts = {
         "model": f"{config.model.name} ({config.dtype})",
         "method": config.tap.name,

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tapvideo.config import ConfigError, GenerateConfig
 from tapvideo.images import digests
@@ -46,9 +47,28 @@ def read_prompts(config: GenerateConfig) -> list[str]:
     return found
 
 
+def shape(config: GenerateConfig) -> dict[str, Any]:
+    """A config as plain values, with the contents of pictures and of the calibration in the place of their paths.
+
+    Raises:
+        ConfigError: if one cannot be read.
+    """
+    plain = config.as_dict()
+    if config.tap_config.needs_calibration and not config.tap_config.awaits_calibration:
+        path = Path(config.tap.calibration)
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        except OSError as error:
+            raise ConfigError(
+                f"tap.calibration={str(path)!r} cannot be read ({error}); allowed: a file that tapvideo-calibrate wrote"
+            ) from error
+        plain["tap"] = {**plain["tap"], "calibration": found}
+    return {**plain, **digests(config)}
+
+
 def run_folder(config: GenerateConfig, prompts: list[str]) -> Path:
     """`output_dir/MODEL-TAP-HASH`; the hash is of everything that shapes the videos or their record."""
-    plain = {key: value for key, value in config.as_dict().items() if key not in _NOT_IN_THE_NAME} | digests(config)
+    plain = {key: value for key, value in shape(config).items() if key not in _NOT_IN_THE_NAME}
     text = json.dumps({**plain, "prompts": prompts}, sort_keys=True, ensure_ascii=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Path(config.output_dir).expanduser() / f"{slug(config.model.name)}-{slug(config.tap.name)}-{digest}"

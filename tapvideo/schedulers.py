@@ -14,8 +14,8 @@ from diffusers import (
 )
 
 from tapvideo.config import ConfigError, GenerateConfig
+from tapvideo.planning import make_plan
 from tapvideo.schedule import Plan, StepKind
-from tapvideo.stack import make_plan
 from tapvideo.weights import component_config, find_configs, latent_grid, read_scheduler
 
 Scheduler = SchedulerMixin
@@ -51,6 +51,30 @@ def make_scheduler(config: GenerateConfig) -> Scheduler:
     if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
         raise ConfigError(f"model.weights={config.model.weights!r} has a scheduler {name}; allowed: diffusers' own")
     return _from_stored(found, stored)
+
+
+class NodeUniPC(UniPCMultistepScheduler):
+    """UniPC that takes some of the steps of a longer run, and no others: what forecasts on those steps compete with."""
+
+    nodes: tuple[int, list[int]]
+    """Steps of the longer run, and those that are taken."""
+
+    @classmethod
+    def at(cls, scheduler: Any, num_steps: int, steps: list[int]) -> "NodeUniPC":
+        """The same scheduler on these steps alone."""
+        made = cast(Any, cls).from_config(scheduler.config)
+        made.nodes = num_steps, steps
+        return made
+
+    def set_timesteps(
+        self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None
+    ) -> None:
+        """The nodes, whatever the number of steps asked for."""
+        num_steps, steps = self.nodes
+        super().set_timesteps(num_steps, device=device, sigmas=sigmas, mu=mu)
+        self.timesteps = self.timesteps[steps]
+        self.sigmas = torch.cat([self.sigmas[steps], self.sigmas[-1:]])
+        self.num_inference_steps = len(steps)
 
 
 def noise_levels(config: GenerateConfig) -> list[tuple[float | None, float]]:

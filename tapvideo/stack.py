@@ -15,10 +15,11 @@ from tapvideo.history import BranchState
 from tapvideo.parallel.attention import Rows
 from tapvideo.parallel.kept import KeepOptions, KeptKV
 from tapvideo.parallel.shard import TokenShard
-from tapvideo.predictors import Bank, candidate_bank
+from tapvideo.planning import check_steps, make_plan, read_calibration
+from tapvideo.predictors import Bank, calibrated_bank, candidate_bank
 from tapvideo.probe import gram, proxy_error
 from tapvideo.recompute import stale_tokens
-from tapvideo.schedule import Plan, StepKind, explicit_plan, full_plan, interval_plan
+from tapvideo.schedule import Plan, StepKind
 from tapvideo.select import forecast, select_predictor
 from tapvideo.stream import Stream, StreamAdapter
 from tapvideo.trace import StepRecord, Trace, timed
@@ -40,16 +41,6 @@ class StepContext:
     step: int
     num_steps: int
     sigma: float | None = None
-
-
-def make_plan(config: TapConfig, num_steps: int) -> Plan:
-    """The kinds of all steps of a run under `config`; runs shorter than `schedule.min_steps` are all full."""
-    schedule = config.schedule
-    if not config.enabled or num_steps < schedule.min_steps:
-        return full_plan(num_steps)
-    if schedule.kind == "explicit":
-        return explicit_plan(num_steps, steps=schedule.steps)
-    return interval_plan(num_steps, interval=schedule.interval, warmup=schedule.warmup, last=schedule.last)
 
 
 class TapStack(nn.Module):
@@ -92,6 +83,7 @@ class TapStack(nn.Module):
             config.recompute.kv_dtype, frozenset(layers) if layers else None, config.recompute.kv_offload
         )
         self._needs_probe = config.needs_probe
+        self.calibration = read_calibration(config) if config.family == "calibrated" else None
 
     def plan(self, num_steps: int) -> Plan:
         """The kinds of all steps of a run."""
@@ -265,20 +257,26 @@ class TapStack(nn.Module):
         return context.sigma
 
     def _bank(self, context: StepContext, state: BranchState, device: torch.device) -> Bank:
-        """The candidates of this step; branches share them, and so do runs of the same plan."""
+        """The candidates of this step; runs of the same plan share them, and branches unless weights are calibrated."""
         assert state.anchor_step is not None
         config, target = self.config, self._coordinate(context)
         ahead = context.step - state.anchor_step
-        key = (*state.coords, target, ahead, device)
+        branch = context.branch if self.calibration else ""
+        key = (branch, context.num_steps, *state.coords, target, ahead, device)
         if key not in self._banks:
-            bank = candidate_bank(
-                state.coords,
-                target,
-                steps_ahead=ahead,
-                family=config.family,
-                orders=config.orders,
-                lookback=config.lookback,
-                spacing=config.spacing,
-            )
+            if self.calibration:
+                check_steps(config, self.calibration, context.num_steps)
+                anchors = [int(coordinate) for coordinate in state.coords]
+                bank = calibrated_bank(self.calibration.weights(branch, anchors, context.step))
+            else:
+                bank = candidate_bank(
+                    state.coords,
+                    target,
+                    steps_ahead=ahead,
+                    family=config.family,
+                    orders=config.orders,
+                    lookback=config.lookback,
+                    spacing=config.spacing,
+                )
             self._banks[key] = Bank(bank.weights.to(device), bank.labels)
         return self._banks[key]

@@ -6,12 +6,17 @@ from tapvideo.checks import ConfigError, at_least, one_of, positive
 from tapvideo.parallel.attention import EXCHANGES
 from tapvideo.parallel.kept import KV_DTYPES
 
-FAMILIES = ("taylor", "lagrange", "reuse")
+FAMILIES = ("taylor", "lagrange", "reuse", "calibrated")
 PROXIES = ("cosine", "l2")
 CHOICES = ("token", "sample")
 PROBES = ("modulated", "block_output", "block_residual")
 COORDINATES = ("step", "sigma")
-SCHEDULES = ("interval", "explicit")
+SCHEDULES = ("interval", "explicit", "spread", "calibrated")
+AUTO = "auto"
+"""The calibration that fits a run, from those that ship with tapvideo and those of your own."""
+
+BY_SPEEDUP = ("spread", "calibrated")
+"""Schedules that are told how many steps may be full, and not how far they are apart."""
 
 _MOST_CANDIDATES = 127  # choices are kept in one signed byte per token
 
@@ -21,8 +26,11 @@ class ScheduleConfig:
     """Which denoising steps are full."""
 
     kind: str = "interval"
-    """`interval`: the first `warmup`, then every `interval`-th, and the `last` steps. `explicit`: those in `steps`."""
-    interval: int = 4
+    """`interval`: the first `warmup`, then every `interval`-th, and the `last` steps. `explicit`: those in `steps`.
+    `spread`: as many as `speedup` allows, closest at the start. `calibrated`: as many, where calibration wants them."""
+    speedup: float | None = None
+    """Steps over full steps, of kinds `spread` and `calibrated`."""
+    interval: int | None = 4
     """Distance between full steps after the warm-up; 1 makes every step full."""
     warmup: int = 3
     """Full steps at the start, of every branch and of every expert."""
@@ -36,7 +44,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         """Check every value."""
         one_of("schedule.kind", self.kind, SCHEDULES)
-        at_least("schedule.interval", self.interval, 1)
+        self._check_beat()
         at_least("schedule.warmup", self.warmup, 1)
         at_least("schedule.last", self.last, 0)
         at_least("schedule.min_steps", self.min_steps, 0)
@@ -46,6 +54,30 @@ class ScheduleConfig:
             )
         if any(s < 0 for s in self.steps):
             raise ConfigError(f"schedule.steps={self.steps!r} has a negative step; allowed: 0 or more")
+
+    def _check_beat(self) -> None:
+        """Each kind has its own measure of how many steps are full; another's would change nothing."""
+        if self.kind in BY_SPEEDUP:
+            if self.interval not in (None, 4):
+                raise ConfigError(
+                    f"schedule.interval={self.interval!r} is not for schedule={self.kind}; "
+                    "allowed: schedule.speedup, or schedule=interval"
+                )
+            if self.speedup is None:
+                raise ConfigError(f"schedule.speedup=null, and schedule.kind={self.kind} needs it; allowed: 1 or more")
+            at_least("schedule.speedup", self.speedup, 1)
+            return
+        if self.speedup is not None:
+            allowed = ", ".join(f"schedule={kind}" for kind in BY_SPEEDUP)
+            raise ConfigError(f"schedule.speedup={self.speedup!r} is not for schedule={self.kind}; allowed: {allowed}")
+        if self.interval is None:
+            raise ConfigError(f"schedule.interval=null, and schedule.kind={self.kind} needs it; allowed: 1 or more")
+        at_least("schedule.interval", self.interval, 1)
+
+    def count(self, num_steps: int) -> int:
+        """Full steps of a run, of kinds that go by `speedup`."""
+        assert self.speedup is not None
+        return max(1, round(num_steps / self.speedup))
 
 
 @dataclass(kw_only=True)
@@ -86,7 +118,10 @@ class ForecastConfig:
     enabled: bool = True
     """False is plain diffusers."""
     family: str = "taylor"
-    """Candidate predictors: `taylor` (the paper's), `lagrange` (exact on uneven anchors), `reuse` (order 0)."""
+    """Candidate predictors: `taylor` (the paper's), `lagrange` (exact on uneven anchors), `reuse` (order 0);
+    `calibrated`: one, of the weights that erred least on calibration clips."""
+    calibration: str = AUTO
+    """File of `tapvideo-calibrate`, or `auto`: the one that fits the run, if there is one."""
     orders: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Orders in the family."""
     lookback: float = 4.0
@@ -121,6 +156,10 @@ class ForecastConfig:
         at_least("tap.anchors", self.anchors, 1)
         at_least("tap.probe_depth", self.probe_depth, 1)
         positive("tap.spacing", self.spacing)
+        if self.family == "calibrated" and self.coordinate != "step":
+            raise ConfigError(
+                f"tap.coordinate={self.coordinate!r} is not for tap.family=calibrated, which knows steps; allowed: step"
+            )
         if not self.orders or any(o < 0 for o in self.orders):
             raise ConfigError(
                 f"tap.orders={self.orders!r} is not a list of orders; allowed: one or more integers from 0"
@@ -147,5 +186,15 @@ class TapConfig(ForecastConfig):
     def needs_probe(self) -> bool:
         """Whether there is something to choose, or to find stale: with one candidate no probe is computed or kept."""
         one_order = len(self.orders) == 1 and self.lookback < self.spacing
-        chooses = self.family != "reuse" and max(self.orders) > 0 and not one_order
+        chooses = self.family not in ("reuse", "calibrated") and max(self.orders) > 0 and not one_order
         return chooses or self.recompute.budget > 0
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether forecasts or schedule come from calibration clips."""
+        return self.enabled and (self.family == "calibrated" or self.schedule.kind == "calibrated")
+
+    @property
+    def awaits_calibration(self) -> bool:
+        """Whether the calibration has not been looked for yet."""
+        return self.needs_calibration and self.calibration == AUTO

@@ -10,8 +10,7 @@ from typing import Any
 from tapvideo.batch.items import Item
 from tapvideo.checks import ConfigError, at_least
 from tapvideo.config import GenerateConfig
-from tapvideo.images import digests
-from tapvideo.run_folder import slug
+from tapvideo.run_folder import shape, slug
 
 # What shapes no clip: a run goes on with other values of these.
 _FREE = ("output_dir", "verbose", "dry_run", "prompt", "prompt_file", "parallel", "compare")
@@ -54,9 +53,9 @@ class BatchConfig(GenerateConfig):
 
 def clip_facts(config: BatchConfig, items: list[Item]) -> dict[str, Any]:
     """All that shapes the clips of a batch, by key, as plain values."""
-    plain = {key: value for key, value in config.as_dict().items() if key not in _FREE}
+    plain = {key: value for key, value in shape(config).items() if key not in _FREE}
     lines = [[item.prompt, item.seed, item.file] for item in items]
-    return {**plain, **digests(config), "prompts": hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]}
+    return {**plain, "prompts": hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]}
 
 
 def run_path(config: BatchConfig, items: list[Item]) -> Path:

@@ -21,6 +21,7 @@ from tapvideo.parallel.launch import check_agreement, joined
 from tapvideo.parallel.topology import Topology
 from tapvideo.pipeline import hide_loading_bars, load_pipeline, resolve_device
 from tapvideo.record import device_name, package_versions
+from tapvideo.resolve import resolve
 from tapvideo.run_folder import Job
 from tapvideo.sample import RunFailed
 from tapvideo.schedule import strip
@@ -60,6 +61,7 @@ def prepare(config: BatchConfig) -> Batch:
         ConfigError: if a list, the schedule, a size, the weights or the folder do not allow this batch.
     """
     items = read_items(config.prompt_file, config.seeds)
+    config = resolve(config)
     plan_steps(config)
     check_sizes(config, find_configs(config.model))
     folder = BatchFolder(run_path(config, items))
@@ -85,6 +87,7 @@ def run(config: BatchConfig, *, command: str = "", should_stop: Callable[[], boo
         RankFailed: among several ranks, for all of this on the first one that it happens to; `Hushed` on the others.
     """
     batch = prepare(config)
+    config = batch.config
     console = Console(verbose=True)
     if config.dry_run:
         _print_items(batch, console)

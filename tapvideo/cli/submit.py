@@ -19,6 +19,7 @@ from tapvideo.batch.submit import Command, check_array, job_name, make_command, 
 from tapvideo.cli.batch import as_override
 from tapvideo.config import Config, ConfigError, GenerateConfig, config_dir, from_hydra
 from tapvideo.generate import plan_steps
+from tapvideo.resolve import resolve
 from tapvideo.run_folder import read_prompts, run_folder
 from tapvideo.tiny.scenes import parse_caption
 from tapvideo.vbench.config import ScenesConfig, VBenchConfig
@@ -112,7 +113,7 @@ def _plan(asked: _Asked) -> tuple[Path, list[Command]]:
     if asked.kind == "generate":
         if asked.score is not None:
             raise ConfigError(f"--score={asked.score!r} is of batches; allowed: {PROGRAM} batch")
-        generate = _compose(GenerateConfig, asked.kind, asked.keys)
+        generate = resolve(_compose(GenerateConfig, asked.kind, asked.keys))
         folder = run_folder(generate, read_prompts(generate)).resolve()
         plan_steps(generate)
         check_sizes(generate, find_configs(generate.model))

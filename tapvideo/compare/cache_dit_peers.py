@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tapvideo.compare.methods import Bench, Knob, Method, NotPossible, Settings, Variant
-from tapvideo.compare.watch import blocks_of
 from tapvideo.config import GenerateConfig
+from tapvideo.models.watch import blocks_of
 
 _CALIBRATORS = {
     "dbcache": ("DBCache", None, {}),

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from tapvideo.checks import one_of
 from tapvideo.config import (
     ConfigError,
     ForecastConfig,
@@ -16,6 +17,7 @@ from tapvideo.config import (
 )
 from tapvideo.metrics import METRICS
 from tapvideo.run_folder import slug
+from tapvideo.tap_config import BY_SPEEDUP
 
 _NOT_IN_THE_NAME = ("output_dir", "verbose")
 
@@ -24,13 +26,30 @@ def default_presets() -> dict[str, ForecastConfig]:
     """TAP's presets as conf/tap/*.yaml has them (a test holds the two together)."""
     return {
         "paper": ForecastConfig(name="paper"),
-        "reuse": ForecastConfig(name="reuse", family="reuse", orders=[0], lookback=0.0, anchors=1),
+        "reuse": _reuse(),
         "taylor1": ForecastConfig(name="taylor1", orders=[1], lookback=0.0, anchors=2),
         "taylor2": ForecastConfig(name="taylor2", orders=[2], lookback=0.0),
         "lagrange2": ForecastConfig(name="lagrange2", family="lagrange", orders=[2], lookback=0.0),
         "recompute": ForecastConfig(name="recompute", recompute=RecomputeConfig(budget=0.1)),
         "recompute5": ForecastConfig(name="recompute5", recompute=RecomputeConfig(budget=0.05)),
+        "default": ForecastConfig(name="default", family="calibrated"),
+        "calibrated": ForecastConfig(name="calibrated", family="calibrated"),
+        **{
+            f"{forecast.name}-{schedule}": replace(forecast, name=f"{forecast.name}-{schedule}")
+            for schedule in BY_SPEEDUP
+            for forecast in (ForecastConfig(), _reuse())
+        },
     }
+
+
+def default_schedules() -> dict[str, str]:
+    """Schedules of presets that are not on the interval, as conf/compare.yaml has them."""
+    other = {f"{name}-{schedule}": schedule for schedule in BY_SPEEDUP for name in ("paper", "reuse")}
+    return {"default": "calibrated", **other}
+
+
+def _reuse() -> ForecastConfig:
+    return ForecastConfig(name="reuse", family="reuse", orders=[0], lookback=0.0, anchors=1)
 
 
 @dataclass(kw_only=True)
@@ -42,6 +61,8 @@ class CompareConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     presets: dict[str, ForecastConfig] = field(default_factory=default_presets)
     """Forecasts of ours to compare, by name; each is the method `tap-NAME`."""
+    schedules: dict[str, str] = field(default_factory=default_schedules)
+    """Where their full steps go, by name: `spread` or `calibrated`; `interval` for those that are not named."""
     methods: list[str] = field(default_factory=list[str])
     """Keys of methods; empty for all."""
     budgets: list[float] = field(default_factory=lambda: [3.5])
@@ -99,7 +120,14 @@ class CompareConfig:
             raise ConfigError(f"metrics={self.metrics!r} names {unknown[0]!r}; allowed: {', '.join(METRICS)}")
         if "psnr" not in self.metrics:
             raise ConfigError(f"metrics={self.metrics!r} lacks psnr, by which methods are tuned and sorted")
+        self._check_schedules()
         self._check_seeds()
+
+    def _check_schedules(self) -> None:
+        for name, schedule in self.schedules.items():
+            if name not in self.presets:
+                raise ConfigError(f"schedules.{name}={schedule!r} is of no preset; allowed: {', '.join(self.presets)}")
+            one_of(f"schedules.{name}", schedule, ("interval", *BY_SPEEDUP))
 
     def _check_seeds(self) -> None:
         for key, seeds in (("seeds", self.seeds), ("tuning_seeds", self.tuning_seeds)):

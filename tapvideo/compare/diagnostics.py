@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tapvideo.chunks import exact_fp32
-from tapvideo.compare.watch import StackCall
 from tapvideo.config import TapConfig
 from tapvideo.history import BranchState
+from tapvideo.models.watch import StackCall
 from tapvideo.predictors import Bank, candidate_bank
 from tapvideo.probe import gram, proxy_error
 from tapvideo.schedule import Plan, StepKind

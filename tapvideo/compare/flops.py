@@ -16,7 +16,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from tapvideo.compare.watch import original_forward
+from tapvideo.models.watch import original_forward
 
 _HOOK_NAME = "tapvideo_flops"
 

@@ -1,19 +1,25 @@
 """Methods that need no other package: fewer plain steps, and TAP's presets."""
 
+import hashlib
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
+from tapvideo.calibration import load_calibration
+from tapvideo.calibration.find import find_calibration
 from tapvideo.compare.methods import Bench, Knob, Method, NotPossible, Settings, Variant
 from tapvideo.config import ForecastConfig, GenerateConfig, ScheduleConfig
 from tapvideo.enable import enable_tap
+from tapvideo.planning import make_plan
+from tapvideo.resolve import run_kind
 from tapvideo.schedule import StepKind
-from tapvideo.schedulers import make_scheduler
-from tapvideo.stack import make_plan
+from tapvideo.schedulers import NodeUniPC, make_scheduler
+from tapvideo.tap_config import BY_SPEEDUP
 
-_NOT_SETTINGS = ("name", "enabled", "maps")  # of a forecast: they shape no clip
+_NOT_SETTINGS = ("name", "enabled", "maps", "calibration")  # of a forecast: they shape no clip
 
 
 @contextmanager
@@ -41,16 +47,20 @@ def fewer_steps(scheduler: str, label: str) -> Method:
     return Method(f"steps-{scheduler}", label, variants, plain)
 
 
-def preset(forecast: ForecastConfig) -> Method:
-    """TAP with one of its forecasts, on an interval schedule."""
+def preset(forecast: ForecastConfig, schedule: str = "interval") -> Method:
+    """TAP with one of its forecasts, on a schedule."""
     shape = {key: value for key, value in asdict(forecast).items() if key not in _NOT_SETTINGS}
 
     def variants(bench: Bench, target: float) -> list[Variant]:
-        knob = Knob("warmup", values=tuple(range(1, bench.config.steps)), rising=True)
         # What recomputed tokens cost is seen in a run only.
         predict = None if forecast.recompute.budget else partial(_planned_passes, bench, forecast)
+        known = {**shape, "calibration": _calibration_digest(bench, forecast, schedule)}
+        if schedule in BY_SPEEDUP:
+            knob = Knob("full_steps", values=tuple(_counts(bench, schedule)), rising=True)
+            return [Variant({**known, "schedule": schedule}, knob, predict)]
+        knob = Knob("warmup", values=tuple(range(1, bench.config.steps)), rising=True)
         return [
-            Variant({**shape, "interval": interval, "last": 1}, knob, predict)
+            Variant({**known, "interval": interval, "last": 1}, knob, predict)
             for interval in intervals(bench.config.steps, target, forecast.recompute.budget)
         ]
 
@@ -64,6 +74,34 @@ def preset(forecast: ForecastConfig) -> Method:
             tap.disable()
 
     return Method(f"tap-{forecast.name}", f"TAP, {forecast.name}", variants, apply)
+
+
+def on_nodes() -> Method:
+    """A plain run of the model's own solver whose steps are the full steps of a calibrated schedule: no forecasts."""
+
+    def variants(bench: Bench, target: float) -> list[Variant]:
+        _nodes_of(bench)
+        known = {"calibration": load_digest(_calibration(bench))}
+        knob = Knob("full_steps", values=tuple(_counts(bench, "calibrated")), rising=True)
+        return [Variant(known, knob, lambda settings: settings["full_steps"])]
+
+    @contextmanager
+    def apply(bench: Bench, settings: Settings) -> Generator[GenerateConfig]:
+        steps = load_calibration(_calibration(bench)).best_steps(settings["full_steps"])
+        before = bench.pipe.scheduler
+        bench.pipe.scheduler = _nodes_of(bench).at(make_scheduler(bench.config), bench.config.steps, steps)
+        try:
+            yield replace(bench.config, steps=len(steps))
+        finally:
+            bench.pipe.scheduler = before
+
+    return Method("steps-nodes", "UniPC on the calibrated nodes", variants, apply)
+
+
+def _nodes_of(bench: Bench) -> type[NodeUniPC]:
+    if bench.config.scheduler != "unipc" or bench.config.kind.own_sigmas:
+        raise NotPossible("nodes are chosen among UniPC's steps, and this model runs another solver")
+    return NodeUniPC
 
 
 def intervals(steps: int, target: float, recomputed: float = 0.0) -> list[int]:
@@ -80,9 +118,41 @@ def intervals(steps: int, target: float, recomputed: float = 0.0) -> list[int]:
 
 
 def configured(bench: Bench, forecast: ForecastConfig, settings: Settings) -> GenerateConfig:
-    """A forecast on the interval schedule that settings name."""
-    schedule = ScheduleConfig(interval=settings["interval"], warmup=settings["warmup"], last=settings["last"])
-    return replace(bench.config, tap=replace(forecast, maps=False), schedule=schedule)
+    """A forecast on the schedule that settings name."""
+    if "schedule" in settings:
+        schedule = ScheduleConfig(kind=settings["schedule"], speedup=bench.config.steps / settings["full_steps"])
+    else:
+        schedule = ScheduleConfig(interval=settings["interval"], warmup=settings["warmup"], last=settings["last"])
+    config = replace(bench.config, tap=replace(forecast, maps=False), schedule=schedule)
+    if config.tap_config.awaits_calibration:
+        config = replace(config, tap=replace(config.tap, calibration=str(_calibration(bench))))
+    return config
+
+
+def _calibration(bench: Bench) -> Path:
+    kind = run_kind(bench.config)
+    found = find_calibration(kind)
+    if found is None:
+        raise NotPossible(f"there is no calibration for {kind}; tapvideo-calibrate makes one")
+    return found
+
+
+def _calibration_digest(bench: Bench, forecast: ForecastConfig, schedule: str) -> str:
+    """What stands for the calibration among settings; empty where none is used."""
+    uses = forecast.family == "calibrated" or schedule == "calibrated"
+    return load_digest(_calibration(bench)) if uses else ""
+
+
+def load_digest(path: Path) -> str:
+    """Of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _counts(bench: Bench, schedule: str) -> list[int]:
+    """Numbers of full steps that a schedule can have."""
+    return (
+        list(range(2, bench.config.steps)) if schedule == "spread" else load_calibration(_calibration(bench)).full_steps
+    )
 
 
 def _planned_passes(bench: Bench, forecast: ForecastConfig, settings: Settings) -> float:

@@ -1,7 +1,16 @@
 """What a comparison leaves behind: one `ClipResult` per method, budget, prompt and seed."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+OURS = ("tap-default", "tap-paper")
+
+
+def ours(methods: Iterable[str]) -> str:
+    """Which method of ours others are set against, by its key: the first of `OURS` that is among these."""
+    known = set(methods)
+    return next((key for key in OURS if key in known), OURS[-1])
 
 
 @dataclass(kw_only=True)

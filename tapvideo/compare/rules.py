@@ -18,9 +18,9 @@ from diffusers.hooks.hooks import BaseState
 from torch import Tensor, nn
 
 from tapvideo.compare.methods import Bench, Knob, Method, NotPossible, Settings, Variant
-from tapvideo.compare.watch import StackCall, StepCounter, blocks_of, hooked, named_states, original_forward, watched
 from tapvideo.config import GenerateConfig
 from tapvideo.models import adapter_for
+from tapvideo.models.watch import StackCall, StepCounter, blocks_of, hooked, named_states, original_forward, watched
 
 _THRESHOLD = Knob("threshold", low=1e-3, high=10.0)
 _DEGREE = 4

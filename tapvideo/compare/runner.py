@@ -12,22 +12,22 @@ from tapvideo.compare.diagnostics import Shadow, diagnose
 from tapvideo.compare.diffusers_peers import diffusers_methods
 from tapvideo.compare.flops import count_flops, first_call
 from tapvideo.compare.methods import Bench, Method, Settings, Tuned
-from tapvideo.compare.own import configured, fewer_steps, preset
+from tapvideo.compare.own import configured, fewer_steps, on_nodes, preset
 from tapvideo.compare.results import ClipResult, Comparison
 from tapvideo.compare.rules import rule_methods
 from tapvideo.compare.store import Reference, Store, fingerprint_weights
-from tapvideo.compare.tables import OURS, at_equal_compute, differences, render, save, summarise
+from tapvideo.compare.tables import at_equal_compute, differences, render, save, summarise
 from tapvideo.compare.tuning import Tuner, land
-from tapvideo.compare.watch import watched
 from tapvideo.config import ConfigError, as_dict
 from tapvideo.console import Console
+from tapvideo.models.watch import watched
 from tapvideo.pipeline import hide_loading_bars, load_pipeline, resolve_device
 from tapvideo.pipeline_kinds import SCHEDULERS
+from tapvideo.planning import make_plan
 from tapvideo.record import device_name
 from tapvideo.report.compare import write_comparison_report
 from tapvideo.run_folder import slug
 from tapvideo.sample import sample
-from tapvideo.stack import make_plan
 from tapvideo.weights import find_weights
 
 
@@ -37,7 +37,8 @@ def all_methods(config: CompareConfig) -> dict[str, Method]:
     schedulers = dict.fromkeys([*reference_schedulers(config), *asked])
     methods = [
         *(fewer_steps(name, f"fewer {SCHEDULERS[name]} steps") for name in schedulers),
-        *(preset(forecast) for forecast in config.presets.values()),
+        on_nodes(),
+        *(preset(forecast, config.schedules.get(name, "interval")) for name, forecast in config.presets.items()),
         *diffusers_methods(),
         *cache_dit_methods(),
         *rule_methods(),
@@ -213,7 +214,7 @@ def diagnostics(work: _Run, tuned: dict[tuple[str, float], Tuned], prompts: list
 
 
 def _tap_settings(work: _Run, tuned: dict[tuple[str, float], Tuned], budget: float) -> Settings:
-    known = tuned.get((OURS, budget))
+    known = tuned.get(("tap-paper", budget))
     if known is None:
         method, target = preset(work.config.presets["paper"]), work.config.target(budget)
         variants = method.variants(work.studio.bench, target)
@@ -256,7 +257,7 @@ def write(work: _Run, methods: list[Method]) -> None:
     ]
     comparison.differences = []
     for budget in config.budgets:
-        rows = [row for row in comparison.table if row.budget == budget and row.method != OURS]
+        rows = [row for row in comparison.table if row.budget == budget]
         fair = [row.method for row in rows if at_equal_compute(row, config.target(budget), config.tolerance)]
         comparison.differences += differences(comparison.clips, fair, budget)
     save(work.folder, comparison)

@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from tapvideo.compare.results import ClipResult, Comparison, MethodSummary, PairedDifference
+from tapvideo.compare.results import ClipResult, Comparison, MethodSummary, PairedDifference, ours
 from tapvideo.compare.statistics import bootstrap_difference, bootstrap_mean
 from tapvideo.metrics import METRICS
 from tapvideo.video_io import atomic_write_text
 
-OURS = "tap-paper"
 _CSV_HEAD = (
     "method",
     "budget",
@@ -60,12 +59,13 @@ def summarise(method: str, label: str, budget: float | None, clips: list[ClipRes
 def differences(clips: list[ClipResult], rivals: Iterable[str], budget: float) -> list[PairedDifference]:
     """TAP against each rival at one budget, clip by clip."""
     at = {(c.method, c.prompt, c.seed): c for c in clips if c.budget == budget and c.status == "ok"}
+    own_key = ours(key for key, _, _ in at)
     found = []
     for rival in rivals:
         pairs = [
             (own, at[rival, own.prompt, own.seed])
             for own in at.values()
-            if own.method == OURS and (rival, own.prompt, own.seed) in at
+            if own.method == own_key != rival and (rival, own.prompt, own.seed) in at
         ]
         for metric in dict.fromkeys(name for own, _ in pairs for name in own.metrics):
             found += _difference(metric, rival, budget, pairs)
@@ -93,7 +93,7 @@ def _difference(
         return []
     return [
         PairedDifference(
-            method=OURS,
+            method=pairs[0][0].method,
             rival=rival,
             budget=budget,
             metric=metric,

@@ -16,7 +16,7 @@ from tapvideo.parallel.estimate import Clip, Mesh, estimate, scaling, without_re
 from tapvideo.parallel.plan_config import PlanConfig
 from tapvideo.parallel.plan_tables import Planned, as_json, as_markdown
 from tapvideo.parallel.topology import mesh_sizes
-from tapvideo.stack import make_plan
+from tapvideo.planning import make_plan
 
 GROUPS = ("model", "arch", "tap", "schedule", "parallel")
 PROGRAM = "python -m tapvideo.parallel.plan"

@@ -23,6 +23,11 @@ class Bank:
     labels: tuple[str, ...]
 
 
+def calibrated_bank(weights: Sequence[float]) -> Bank:
+    """The one candidate whose weights a calibration has found."""
+    return Bank(torch.tensor([list(weights)], dtype=torch.float32), ("calibrated",))
+
+
 def candidate_bank(
     coords: Sequence[float],
     target: float,

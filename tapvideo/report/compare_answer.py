@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from tapvideo.compare.results import Comparison, MethodSummary, PairedDifference
+from tapvideo.compare.results import Comparison, MethodSummary, PairedDifference, ours
 from tapvideo.report.compare_methods import reference_keys
 from tapvideo.report.compare_metrics import Metric, budget_text, number
 
 HEADLINE_BUDGET = 2.5
 _TOLERANCE = 0.05  # where the settings name no `tolerance`
-_TAP = "tap-paper"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +77,10 @@ def _standing(comparison: Comparison, metric: Metric, budget: float) -> Standing
     fair = [(value, row) for row in rows if (value := _value(row, metric)) is not None]
     fair = [(value, row) for value, row in fair if not over_budget(comparison, row)]
     ranked = [row for _, row in sorted(fair, key=lambda pair: -metric.goodness(pair[0]))]
-    ours = [i for i, row in enumerate(ranked) if row.method == _TAP]
-    ours += [i for i, row in enumerate(ranked) if row.method.startswith("tap-")]
-    tap = ours[0] if ours else None
+    own = ours(row.method for row in ranked)
+    places = [i for i, row in enumerate(ranked) if row.method == own]
+    places += [i for i, row in enumerate(ranked) if row.method.startswith("tap-")]
+    tap = places[0] if places else None
     return Standing(budget, ranked, len(rows) - len(ranked), tap, _gap(comparison.differences, metric, ranked, tap))
 
 
@@ -94,7 +94,8 @@ def _gap(
 ) -> Gap | None:
     if tap is None or len(ranked) < 2:
         return None
-    own, rival = ranked[tap], ranked[1 if tap == 0 else 0]
+    own, others = ranked[tap], [row for row in ranked[1:] if not row.method.startswith("tap-")]
+    rival = ranked[0] if tap else (others or ranked[1:])[0]  # ahead of all: how far, of what others have made
     sign = -1 if metric.better == "lower" else 1
     for found in differences:
         if (found.metric, found.budget) != (metric.key, own.budget) or metric.better == "zero":

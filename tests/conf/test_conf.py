@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 from tapvideo.cli.generate import quote_text
 from tapvideo.config import ForecastConfig, GenerateConfig, ModelConfig, ParallelConfig, ScheduleConfig, config_dir
+from tapvideo.planning import make_plan
 from tapvideo.schedule import StepKind
-from tapvideo.stack import make_plan
 
 GROUPS = {"model": ModelConfig, "tap": ForecastConfig, "schedule": ScheduleConfig, "parallel": ParallelConfig}
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((config_dir() / group).glob("*.yaml"))]

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tapvideo.compare.diagnostics import Shadow, agreement, choices, diagnose, recomputed, verdict
-from tapvideo.compare.watch import StackCall, watched
 from tapvideo.config import ScheduleConfig, TapConfig
+from tapvideo.models.watch import StackCall, watched
+from tapvideo.planning import make_plan
 from tapvideo.predictors import candidate_bank
 from tapvideo.select import forecast
-from tapvideo.stack import make_plan
 
 CONFIG = TapConfig(schedule=ScheduleConfig(interval=4, warmup=3, last=1), maps=False)
 STEPS = 14

@@ -10,7 +10,7 @@ PURE = (
     "predictors/", "probe.py", "select.py", "schedule.py", "history.py", "chunks.py", "recompute.py",
     "parallel/layout.py", "parallel/kept.py", "parallel/lse.py", "parallel/ledger.py",
 )  # fmt: skip
-PEERS = tuple(f"compare/{name}.py" for name in ("diffusers_peers", "rules", "flops", "watch"))  # hooks and caches
+PEERS = tuple(f"compare/{name}.py" for name in ("diffusers_peers", "rules", "flops"))  # hooks and caches
 HOMES = {
     "diffusers": ("models/", "pipeline.py", "schedulers.py", "tiny/", *PEERS),
     "transformers": ("pipeline.py", "tiny/"),

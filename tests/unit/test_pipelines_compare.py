@@ -9,8 +9,8 @@ from tapvideo.compare.config import CompareConfig
 from tapvideo.compare.methods import NotPossible
 from tapvideo.compare.own import fewer_steps
 from tapvideo.compare.runner import all_methods, choose_methods, open_studio, reference_schedulers
-from tapvideo.compare.watch import watched
 from tapvideo.config import ConfigError, config_dir, from_hydra
+from tapvideo.models.watch import watched
 from tapvideo.report.compare_load import read_comparison
 from tapvideo.sample import sample
 

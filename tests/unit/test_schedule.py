@@ -3,8 +3,8 @@
 import pytest
 
 from tapvideo.config import ScheduleConfig, TapConfig
+from tapvideo.planning import make_plan
 from tapvideo.schedule import StepKind, explicit_plan, interval_plan, strip
-from tapvideo.stack import make_plan
 
 
 def full_steps(plan):

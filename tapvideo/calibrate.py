@@ -1,0 +1,237 @@
+"""A calibration made: un-accelerated clips watched, and how far an error at each step moves what comes out."""
+
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from tapvideo.calibration.file import Calibration, calibrate
+from tapvideo.calibration.find import SUFFIX, own_folder
+from tapvideo.calibration.weights import errors
+from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ScheduleConfig
+from tapvideo.console import Console
+from tapvideo.enable import enable_tap
+from tapvideo.models.watch import StackCall, watched
+from tapvideo.pipeline import Pipeline, hide_loading_bars, load_pipeline
+from tapvideo.record import package_versions
+from tapvideo.resolve import run_kind
+from tapvideo.run_folder import read_prompts, slug
+from tapvideo.sample import sample
+from tapvideo.schedule import StepKind, spread_plan
+
+_GUIDED = {"cond", "uncond"}
+_COLUMNS = 1 << 20  # of residuals that are multiplied at a time
+_LEAST_STEPS = 12
+
+
+@dataclass(kw_only=True)
+class CalibrateConfig(GenerateConfig):
+    """Everything `launch/calibrate.py` reads: what `launch/generate.py` does, and the keys below."""
+
+    output: str | None = None
+    """The file to write; by default one in the user's cache folder, where `tap.calibration=auto` looks."""
+    tokens: int = 1024
+    """Tokens, the same of every clip, whose residuals are kept of all steps while a clip is made."""
+    probes: int = 12
+    """Steps at which a forecast is put into an un-accelerated run, to see how far it moves what comes out."""
+    probe_clips: int = 2
+    """Clips on which that is done: each takes `probes` runs."""
+
+    def __post_init__(self) -> None:
+        """Check every value that does not depend on the model."""
+        super().__post_init__()
+        for key, least in (("tokens", 1), ("probes", 1), ("probe_clips", 1)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"{key}={getattr(self, key)!r} is too small; allowed: {least} or more")
+        if self.steps < _LEAST_STEPS:
+            raise ConfigError(f"steps={self.steps} leaves nothing to forecast; allowed: {_LEAST_STEPS} or more")
+        if self.probes >= self.steps:
+            raise ConfigError(f"probes={self.probes!r} of {self.steps} steps; allowed: 1 to {self.steps - 1}")
+        if self.model.boundary is not None:
+            raise ConfigError(f"model={self.model.name}: two experts cannot be calibrated; allowed: one transformer")
+        if self.output is not None and not self.output.endswith(SUFFIX):
+            raise ConfigError(f"output={self.output!r} is no name of a calibration; allowed: names ending in {SUFFIX}")
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Keeps some tokens' residuals of every branch and step of one clip."""
+
+    tokens: int
+    seen: dict[tuple[str, int], Float[Tensor, "t d"]] = field(default_factory=dict[tuple[str, int], Tensor])
+    _rows: Tensor | None = None
+
+    def see(self, call: StackCall) -> None:
+        """One pass through the blocks."""
+        if self._rows is None:
+            count = call.hidden.shape[1]
+            chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: self.tokens]
+            self._rows = chosen.sort().values.to(call.hidden.device)
+        residual = call.output[:, self._rows].float() - call.hidden[:, self._rows].float()
+        self.seen[call.branch, call.step] = residual.flatten(0, 1).cpu()
+
+    def branches(self) -> tuple[str, ...]:
+        """In the order in which they came."""
+        return tuple(dict.fromkeys(branch for branch, _ in self.seen))
+
+    def gram(self, num_steps: int) -> Float64[Tensor, "m m"]:
+        """Inner products of all branches and steps, per token.
+
+        Raises:
+            ConfigError: if the clip had other steps.
+        """
+        wanted = [(branch, step) for branch in self.branches() for step in range(num_steps)]
+        if set(wanted) != set(self.seen):
+            found = len({step for _, step in self.seen})
+            raise ConfigError(f"steps={num_steps} is not what the pipeline made: it told of {found} steps")
+        first = self.seen[wanted[0]]
+        total = torch.zeros(len(wanted), len(wanted), dtype=torch.float64)
+        size = max(1, _COLUMNS // first.shape[1])
+        for start in range(0, len(first), size):
+            part = torch.stack([self.seen[key][start : start + size].flatten() for key in wanted]).double()
+            total += part @ part.T
+        return total / len(first)
+
+
+def mixture(branches: tuple[str, ...], guidance: float) -> Float64[Tensor, " b"]:
+    """What branches count in the guided sum; 1 each where it is not known how they are mixed."""
+    if set(branches) == _GUIDED:
+        return torch.tensor([guidance if b == "cond" else 1 - guidance for b in branches], dtype=torch.float64)
+    return torch.ones(len(branches), dtype=torch.float64)
+
+
+def apart(gram: Float64[Tensor, "m m"], branches: tuple[str, ...]) -> Float64[Tensor, "m m"]:
+    """The Gram matrix without products of different branches, where it is not known how they are mixed."""
+    if set(branches) == _GUIDED:
+        return gram
+    steps = len(gram) // len(branches)
+    return gram * torch.block_diag(*[torch.ones(steps, steps, dtype=gram.dtype)] * len(branches))
+
+
+def run(config: CalibrateConfig, *, command: str = "") -> Path:
+    """Make a calibration and its file.
+
+    Args:
+        config: model, scheduler, steps and guidance that it is for, and the clips that it is made from.
+        command: the command line, for the file.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: if the config asks for what is not possible here.
+    """
+    prompts, console = read_prompts(config), Console(verbose=config.verbose)
+    path = Path(config.output).expanduser() if config.output else own_folder() / f"{_name(config)}{SUFFIX}"
+    clips = [(prompt, seed) for prompt in prompts for seed in config.seeds]
+    probed = clips[:: max(1, len(clips) // config.probe_clips)][: config.probe_clips]
+    console.say(f"{len(clips)} clips, {len(probed)} of them {config.probes} times more\n{path}")
+    if config.dry_run:
+        return path
+    hide_loading_bars(downloads=not console.loud)
+    pipe = load_pipeline(config)
+    grams, finals, branches = _watch(pipe, config, clips, console)
+    guidance = run_kind(config).guidance
+    gram, mix = apart(torch.stack(grams).mean(0), branches), mixture(branches, guidance)
+    flat = torch.ones(config.steps, dtype=torch.float64)
+    about = {**asdict(run_kind(config)), "name": config.model.name, "made": _made_from(config, clips, command)}
+    first = calibrate(branches, gram, mix, flat, about)
+    own = [(clip, apart(grams[clips.index(clip)], branches), finals[clips.index(clip)]) for clip in probed]
+    sensitivity = _sensitivity(pipe, config, first, own, console)
+    calibrate(branches, gram, mix, sensitivity, about).save(path)
+    console.say(str(path))
+    return path
+
+
+def _name(config: CalibrateConfig) -> str:
+    kind = run_kind(config)
+    shift = "" if kind.flow_shift is None else f"-shift{kind.flow_shift:g}"
+    return slug(f"{config.model.name}-{config.scheduler}{shift}-{kind.steps}-g{kind.guidance:g}".replace(".", "_"))
+
+
+def _made_from(config: CalibrateConfig, clips: list[tuple[str, int]], command: str) -> dict[str, Any]:
+    keys = ("height", "width", "num_frames", "dtype", "tokens", "probes", "probe_clips")
+    facts = {key: getattr(config, key) for key in keys}
+    return {"command": command, "clips": clips, "versions": package_versions(), **facts}
+
+
+def _watch(
+    pipe: Pipeline, config: CalibrateConfig, clips: list[tuple[str, int]], console: Console
+) -> tuple[list[Tensor], list[Tensor], tuple[str, ...]]:
+    """Gram matrix and final latents of every clip, and the branches."""
+    grams, finals, branches = [], [], ()
+    for number, (prompt, seed) in enumerate(clips, start=1):
+        console.say(f"[{number}/{len(clips)}] {prompt}, seed {seed}")
+        recorder = Recorder(config.tokens)
+        with watched(pipe.transformer, recorder.see):
+            made = sample(pipe, config, prompt, seed, lambda step: None)
+        grams.append(recorder.gram(config.steps))
+        finals.append(made.latents.cpu())
+        branches = recorder.branches()
+    return grams, finals, branches
+
+
+def _sensitivity(
+    pipe: Pipeline,
+    config: CalibrateConfig,
+    calibration: Calibration,
+    clips: list[tuple[tuple[str, int], Tensor, Tensor]],
+    console: Console,
+) -> Float64[Tensor, " s"]:
+    """Final distance over error of the guided residual, for an error at each step: geometric mean over clips."""
+    plan = spread_plan(config.steps, count=config.probes + 1)
+    probes = [step for step, kind in enumerate(plan) if kind is StepKind.FULL][1:]
+    logs = []
+    for step in probes:
+        found = list(_moved(pipe, config, calibration, clips, step))
+        logs.append(sum(found) / len(found))
+        console.say(f"step {step}: an error moves the final latents by {math.exp(logs[-1]):.3g} of its size")
+    return _between(probes, logs, config.steps)
+
+
+def _moved(
+    pipe: Pipeline,
+    config: CalibrateConfig,
+    calibration: Calibration,
+    clips: list[tuple[tuple[str, int], Tensor, Tensor]],
+    step: int,
+) -> Iterator[float]:
+    """Logarithm of it, clip by clip, with one forecast at `step` in a run that is full otherwise."""
+    others = [s for s in range(config.steps) if s != step]
+    schedule = ScheduleConfig(kind="explicit", steps=others, warmup=1, min_steps=0)
+    anchors = torch.tensor([[s for s in range(step - 1, step - 4, -1) if s >= 0]])
+    target = torch.tensor([step])
+    weights = torch.tensor([[calibration.weights(b, anchors[0].tolist(), step) for b in calibration.branches]])
+    wrong = errors(weights.double(), calibration.mix, anchors, target, config.steps)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"first{SUFFIX}"
+        calibration.save(path)
+        forecast = ForecastConfig(family="calibrated", calibration=str(path), maps=False)
+        tap = enable_tap(pipe, replace(config, tap=forecast, schedule=schedule).tap_config)
+        try:
+            for (prompt, seed), gram, final in clips:
+                made = sample(pipe, config, prompt, seed, lambda _: None)
+                moved = torch.linalg.vector_norm((made.latents.cpu() - final).double()).item()
+                yield math.log(max(moved, 1e-12)) - 0.5 * math.log(max((wrong @ gram @ wrong).item(), 1e-24))
+        finally:
+            tap.disable()
+
+
+def _between(steps: list[int], values: list[float], num_steps: int) -> Float64[Tensor, " s"]:
+    """Exponentials of what lies between values that are known at some steps; beyond the ends, of the nearest."""
+    found = []
+    for step in range(num_steps):
+        after = next((i for i, known in enumerate(steps) if known >= step), len(steps))
+        if after in (0, len(steps)):
+            found.append(values[min(after, len(steps) - 1)])
+            continue
+        low, high = steps[after - 1], steps[after]
+        share = (step - low) / (high - low)
+        found.append((1 - share) * values[after - 1] + share * values[after])
+    return torch.tensor(found, dtype=torch.float64).exp()

@@ -1,0 +1,68 @@
+"""Which calibration fits a run: those that ship with tapvideo, and those that its user has made."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tapvideo.calibration.file import Calibration, load_calibration
+from tapvideo.checks import ConfigError
+
+SHIPPED = Path(__file__).parents[1] / "assets" / "calibrations"
+SUFFIX = ".safetensors"
+_CLOSE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class RunKind:
+    """What residuals depend on, but for the prompt: a calibration holds for runs that agree in all of it."""
+
+    weights: str
+    """As `model.weights` names them."""
+    scheduler: str
+    """Class of the scheduler."""
+    flow_shift: float | None
+    steps: int
+    guidance: float
+
+    def matches(self, calibration: Calibration) -> bool:
+        """Whether a calibration is of such runs."""
+        about = calibration.about
+        return all(_same(value, about.get(name)) for name, value in asdict(self).items())
+
+    def __str__(self) -> str:
+        """In words."""
+        shift = "" if self.flow_shift is None else f", flow_shift={self.flow_shift:g}"
+        return f"{self.weights} with {self.scheduler}{shift}, steps={self.steps}, guidance={self.guidance:g}"
+
+
+def _same(wanted: object, known: object) -> bool:
+    if isinstance(wanted, float) and isinstance(known, int | float):
+        return abs(wanted - known) <= _CLOSE * max(1.0, abs(wanted))
+    return wanted == known
+
+
+def own_folder() -> Path:
+    """Where `tapvideo-calibrate` leaves its files: below `TAPVIDEO_HOME`, or else the user's cache folder."""
+    home = os.environ.get("TAPVIDEO_HOME")
+    if home:
+        return Path(home).expanduser() / "calibrations"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "tapvideo" / "calibrations"
+
+
+def find_calibration(kind: RunKind) -> Path | None:
+    """The calibration of such runs; the user's own goes before one that ships with tapvideo."""
+    for path in _files():
+        try:
+            if kind.matches(load_calibration(path)):
+                return path
+        except ConfigError:
+            continue  # a damaged file of the cache is no reason to stop: its maker writes it anew
+    return None
+
+
+def _files() -> Iterator[Path]:
+    for folder in (own_folder(), SHIPPED):
+        if folder.is_dir():
+            yield from sorted(folder.glob(f"*{SUFFIX}"))

@@ -1,0 +1,102 @@
+"""From `tap.calibration=auto` to a file, or to the method that needs none: before anything is planned or named."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tapvideo.calibration.find import RunKind, find_calibration
+from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ScheduleConfig, TapConfig
+from tapvideo.schedulers import make_scheduler
+from tapvideo.weights import ASSETS
+
+logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound=GenerateConfig)
+
+
+def run_kind(config: GenerateConfig) -> RunKind:
+    """What a calibration must agree in with this run.
+
+    Raises:
+        ConfigError: if the scheduler follows from weights that are not at hand.
+    """
+    return _kind(make_scheduler(config), config.model.weights, config.steps, config.guidance)
+
+
+def resolve(config: Config) -> Config:
+    """The config with the calibration that fits it, or with the method that needs none where there is no such file.
+
+    Raises:
+        ConfigError: if `tap.calibration` names a file that is not there, a calibration is asked for of two experts, or
+            nothing can stand in for it.
+    """
+    tap = config.tap_config
+    if not tap.needs_calibration:
+        return config
+    if config.model.boundary is not None:
+        return _without(config, "it has two experts")
+    if not tap.awaits_calibration:
+        absolute = str(Path(tap.calibration).expanduser().resolve())
+        return replace(config, tap=replace(config.tap, calibration=absolute))
+    kind = run_kind(config)
+    found = find_calibration(kind)
+    if found is None:
+        return _without(config, f"there is none for {kind}; tapvideo-calibrate makes one")
+    return replace(config, tap=replace(config.tap, calibration=str(found)))
+
+
+def default_config(
+    pipe: Any, *, steps: int, guidance: float, speedup: float = 2.5, weights: str | None = None
+) -> TapConfig:
+    """The method for `enable_tap` that measured best: calibrated where a calibration fits, else what needs none.
+
+    Args:
+        pipe: the pipeline, with the scheduler that it will run.
+        steps: `num_inference_steps` of its calls.
+        guidance: `guidance_scale` of its calls.
+        speedup: steps over full steps.
+        weights: hub id or folder, as they were named to `tapvideo-calibrate`; by default, what the pipeline says.
+    """
+    named = weights or str(getattr(pipe.config, "_name_or_path", ""))
+    if Path(named).parent == ASSETS:
+        named = f"builtin:{Path(named).name}"
+    found = find_calibration(_kind(pipe.scheduler, named, steps, guidance))
+    if found is None or getattr(pipe, "transformer_2", None) is not None:
+        return TapConfig(**_plain(fallback_forecast("default")), schedule=fallback_schedule(speedup))
+    schedule = ScheduleConfig(kind="calibrated", speedup=speedup)
+    return TapConfig(name="default", family="calibrated", calibration=str(found), schedule=schedule)
+
+
+def fallback_forecast(name: str) -> ForecastConfig:
+    """What stands in for calibrated weights."""
+    return ForecastConfig(name=f"{name}-uncalibrated")
+
+
+def fallback_schedule(speedup: float) -> ScheduleConfig:
+    """What stands in for a calibrated schedule."""
+    return ScheduleConfig(kind="spread", speedup=speedup)
+
+
+def _plain(forecast: ForecastConfig) -> dict[str, Any]:
+    return {name: getattr(forecast, name) for name in ForecastConfig.__dataclass_fields__}
+
+
+def _without(config: Config, why: str) -> Config:
+    """The same run by the method that needs no calibration, and a line that says so."""
+    if not config.tap_config.awaits_calibration:
+        raise ConfigError(f"tap.calibration={config.tap.calibration!r} cannot be used: {why}; allowed: tap=paper")
+    tap, schedule = config.tap, config.schedule
+    if tap.family == "calibrated":
+        tap = replace(fallback_forecast(tap.name), maps=tap.maps, recompute=tap.recompute)
+    if schedule.kind == "calibrated":
+        assert schedule.speedup is not None
+        schedule = replace(fallback_schedule(schedule.speedup), min_steps=schedule.min_steps)
+    logger.warning("tapvideo: forecasting without a calibration, because %s", why)
+    return replace(config, tap=tap, schedule=schedule)
+
+
+def _kind(scheduler: Any, weights: str, steps: int, guidance: float) -> RunKind:
+    settings = scheduler.config
+    shift = settings.get("flow_shift", settings.get("shift"))
+    return RunKind(weights, type(scheduler).__name__, None if shift is None else float(shift), steps, guidance)
