@@ -1,9 +1,6 @@
 """A calibration made: un-accelerated clips watched, and how far an error at each step moves what comes out."""
 
-import math
-import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +8,17 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tapvideo.calibration.file import Calibration, calibrate
+from tapvideo.calibration.file import calibrate
 from tapvideo.calibration.find import SUFFIX, own_folder
-from tapvideo.calibration.weights import errors
-from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ScheduleConfig
+from tapvideo.config import ConfigError, GenerateConfig
 from tapvideo.console import Console
-from tapvideo.enable import enable_tap
 from tapvideo.models.watch import StackCall, watched
 from tapvideo.pipeline import Pipeline, hide_loading_bars, load_pipeline
 from tapvideo.record import package_versions
+from tapvideo.rehearsal import Known, measure_sensitivity, rehearse
 from tapvideo.resolve import run_kind
 from tapvideo.run_folder import read_prompts, slug
 from tapvideo.sample import sample
-from tapvideo.schedule import StepKind, spread_plan
 
 _GUIDED = {"cond", "uncond"}
 _COLUMNS = 1 << 20  # of residuals that are multiplied at a time
@@ -42,17 +37,23 @@ class CalibrateConfig(GenerateConfig):
     """Steps at which a forecast is put into an un-accelerated run, to see how far it moves what comes out."""
     probe_clips: int = 2
     """Clips on which that is done: each takes `probes` runs."""
+    speedups: list[float] = field(default_factory=lambda: [2.0, 2.5, 3.5, 5.0])
+    """Those whose schedules are rehearsed: of a few that suggest themselves, the one that comes nearest is kept."""
+    rehearsal_clips: int = 2
+    """Clips on which that is done."""
 
     def __post_init__(self) -> None:
         """Check every value that does not depend on the model."""
         super().__post_init__()
-        for key, least in (("tokens", 1), ("probes", 1), ("probe_clips", 1)):
+        for key, least in (("tokens", 1), ("probes", 1), ("probe_clips", 1), ("rehearsal_clips", 0)):
             if getattr(self, key) < least:
                 raise ConfigError(f"{key}={getattr(self, key)!r} is too small; allowed: {least} or more")
         if self.steps < _LEAST_STEPS:
             raise ConfigError(f"steps={self.steps} leaves nothing to forecast; allowed: {_LEAST_STEPS} or more")
         if self.probes >= self.steps:
             raise ConfigError(f"probes={self.probes!r} of {self.steps} steps; allowed: 1 to {self.steps - 1}")
+        if any(not 1 < speedup <= self.steps / 2 for speedup in self.speedups):
+            raise ConfigError(f"speedups={self.speedups!r}; allowed: numbers above 1, up to {self.steps / 2:g}")
         if self.model.boundary is not None:
             raise ConfigError(f"model={self.model.name}: two experts cannot be calibrated; allowed: one transformer")
         if self.output is not None and not self.output.endswith(SUFFIX):
@@ -130,8 +131,7 @@ def run(config: CalibrateConfig, *, command: str = "") -> Path:
     prompts, console = read_prompts(config), Console(verbose=config.verbose)
     path = Path(config.output).expanduser() if config.output else own_folder() / f"{_name(config)}{SUFFIX}"
     clips = [(prompt, seed) for prompt in prompts for seed in config.seeds]
-    probed = clips[:: max(1, len(clips) // config.probe_clips)][: config.probe_clips]
-    console.say(f"{len(clips)} clips, {len(probed)} of them {config.probes} times more\n{path}")
+    console.say(f"{len(clips)} clips, {min(len(clips), config.probe_clips)} of them {config.probes} times more\n{path}")
     if config.dry_run:
         return path
     hide_loading_bars(downloads=not console.loud)
@@ -141,12 +141,19 @@ def run(config: CalibrateConfig, *, command: str = "") -> Path:
     gram, mix = apart(torch.stack(grams).mean(0), branches), mixture(branches, guidance)
     flat = torch.ones(config.steps, dtype=torch.float64)
     about = {**asdict(run_kind(config)), "name": config.model.name, "made": _made_from(config, clips, command)}
+    known = [Known(*parts) for parts in zip(clips, (apart(g, branches) for g in grams), finals, strict=True)]
     first = calibrate(branches, gram, mix, flat, about)
-    own = [(clip, apart(grams[clips.index(clip)], branches), finals[clips.index(clip)]) for clip in probed]
-    sensitivity = _sensitivity(pipe, config, first, own, console)
-    calibrate(branches, gram, mix, sensitivity, about).save(path)
+    sensitivity = measure_sensitivity(pipe, config, first, _some(known, config.probe_clips), config.probes, console)
+    found = calibrate(branches, gram, mix, sensitivity, about)
+    rehearsed = _some(known, config.rehearsal_clips)
+    rehearse(pipe, config, found, rehearsed, config.speedups, console).save(path)
     console.say(str(path))
     return path
+
+
+def _some(known: list[Known], count: int) -> list[Known]:
+    """So many clips, spread over all of them."""
+    return known[:: max(1, len(known) // count)][:count] if count else []
 
 
 def _name(config: CalibrateConfig) -> str:
@@ -156,7 +163,7 @@ def _name(config: CalibrateConfig) -> str:
 
 
 def _made_from(config: CalibrateConfig, clips: list[tuple[str, int]], command: str) -> dict[str, Any]:
-    keys = ("height", "width", "num_frames", "dtype", "tokens", "probes", "probe_clips")
+    keys = ("height", "width", "num_frames", "dtype", "tokens", "probes", "probe_clips", "speedups", "rehearsal_clips")
     facts = {key: getattr(config, key) for key in keys}
     return {"command": command, "clips": clips, "versions": package_versions(), **facts}
 
@@ -175,63 +182,3 @@ def _watch(
         finals.append(made.latents.cpu())
         branches = recorder.branches()
     return grams, finals, branches
-
-
-def _sensitivity(
-    pipe: Pipeline,
-    config: CalibrateConfig,
-    calibration: Calibration,
-    clips: list[tuple[tuple[str, int], Tensor, Tensor]],
-    console: Console,
-) -> Float64[Tensor, " s"]:
-    """Final distance over error of the guided residual, for an error at each step: geometric mean over clips."""
-    plan = spread_plan(config.steps, count=config.probes + 1)
-    probes = [step for step, kind in enumerate(plan) if kind is StepKind.FULL][1:]
-    logs = []
-    for step in probes:
-        found = list(_moved(pipe, config, calibration, clips, step))
-        logs.append(sum(found) / len(found))
-        console.say(f"step {step}: an error moves the final latents by {math.exp(logs[-1]):.3g} of its size")
-    return _between(probes, logs, config.steps)
-
-
-def _moved(
-    pipe: Pipeline,
-    config: CalibrateConfig,
-    calibration: Calibration,
-    clips: list[tuple[tuple[str, int], Tensor, Tensor]],
-    step: int,
-) -> Iterator[float]:
-    """Logarithm of it, clip by clip, with one forecast at `step` in a run that is full otherwise."""
-    others = [s for s in range(config.steps) if s != step]
-    schedule = ScheduleConfig(kind="explicit", steps=others, warmup=1, min_steps=0)
-    anchors = torch.tensor([[s for s in range(step - 1, step - 4, -1) if s >= 0]])
-    target = torch.tensor([step])
-    weights = torch.tensor([[calibration.weights(b, anchors[0].tolist(), step) for b in calibration.branches]])
-    wrong = errors(weights.double(), calibration.mix, anchors, target, config.steps)[0]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"first{SUFFIX}"
-        calibration.save(path)
-        forecast = ForecastConfig(family="calibrated", calibration=str(path), maps=False)
-        tap = enable_tap(pipe, replace(config, tap=forecast, schedule=schedule).tap_config)
-        try:
-            for (prompt, seed), gram, final in clips:
-                made = sample(pipe, config, prompt, seed, lambda _: None)
-                moved = torch.linalg.vector_norm((made.latents.cpu() - final).double()).item()
-                yield math.log(max(moved, 1e-12)) - 0.5 * math.log(max((wrong @ gram @ wrong).item(), 1e-24))
-        finally:
-            tap.disable()
-
-
-def _between(steps: list[int], values: list[float], num_steps: int) -> Float64[Tensor, " s"]:
-    """Exponentials of what lies between values that are known at some steps; beyond the ends, of the nearest."""
-    found = []
-    for step in range(num_steps):
-        after = next((i for i, known in enumerate(steps) if known >= step), len(steps))
-        if after in (0, len(steps)):
-            found.append(values[min(after, len(steps) - 1)])
-            continue
-        low, high = steps[after - 1], steps[after]
-        share = (step - low) / (high - low)
-        found.append((1 - share) * values[after - 1] + share * values[after])
-    return torch.tensor(found, dtype=torch.float64).exp()

@@ -46,9 +46,11 @@ def saved_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def composed():
-    """Compose `conf/generate.yaml` with overrides, as the command line does."""
+    """Compose `conf/generate.yaml` with overrides, as the command line does, but with the paper's method by default."""
 
     def compose_config(*overrides: str) -> GenerateConfig:
+        if not any(override.startswith("tap=") for override in overrides):
+            overrides = ("tap=paper", *overrides)
         with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
             return GenerateConfig.from_hydra(compose("generate", list(overrides)))
 

@@ -54,7 +54,9 @@ def preset(forecast: ForecastConfig, schedule: str = "interval") -> Method:
     def variants(bench: Bench, target: float) -> list[Variant]:
         # What recomputed tokens cost is seen in a run only.
         predict = None if forecast.recompute.budget else partial(_planned_passes, bench, forecast)
-        known = {**shape, "calibration": _calibration_digest(bench, forecast, schedule)}
+        known = shape
+        if forecast.family == "calibrated" or schedule == "calibrated":
+            known = {**shape, "calibration": _digest(_calibration(bench))}
         if schedule in BY_SPEEDUP:
             knob = Knob("full_steps", values=tuple(_counts(bench, schedule)), rising=True)
             return [Variant({**known, "schedule": schedule}, knob, predict)]
@@ -81,7 +83,7 @@ def on_nodes() -> Method:
 
     def variants(bench: Bench, target: float) -> list[Variant]:
         _nodes_of(bench)
-        known = {"calibration": load_digest(_calibration(bench))}
+        known = {"calibration": _digest(_calibration(bench))}
         knob = Knob("full_steps", values=tuple(_counts(bench, "calibrated")), rising=True)
         return [Variant(known, knob, lambda settings: settings["full_steps"])]
 
@@ -137,13 +139,7 @@ def _calibration(bench: Bench) -> Path:
     return found
 
 
-def _calibration_digest(bench: Bench, forecast: ForecastConfig, schedule: str) -> str:
-    """What stands for the calibration among settings; empty where none is used."""
-    uses = forecast.family == "calibrated" or schedule == "calibrated"
-    return load_digest(_calibration(bench)) if uses else ""
-
-
-def load_digest(path: Path) -> str:
+def _digest(path: Path) -> str:
     """Of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 

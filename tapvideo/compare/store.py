@@ -17,7 +17,16 @@ from tapvideo.video_io import atomic_path, atomic_write_text
 
 _ENDS = 1 << 20  # bytes at each end of a weight file that stand for all of it
 _METHOD_SOURCES = ("predictors", "models", "compare/own.py", "compare/rules.py", "compare/flops.py")
-_METHOD_SOURCES += ("chunks.py", "history.py", "probe.py", "schedule.py", "select.py", "stack.py", "enable.py")
+_METHOD_SOURCES += (
+    "chunks.py",
+    "history.py",
+    "planning.py",
+    "probe.py",
+    "schedule.py",
+    "select.py",
+    "stack.py",
+    "enable.py",
+)
 _METHOD_SOURCES += ("compare/diffusers_peers.py", "compare/cache_dit_peers.py", "sample.py", "pipeline.py")
 _METHOD_SOURCES += ("schedulers.py", "pipeline_kinds.py", "images.py", "calibration")
 

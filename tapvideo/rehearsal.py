@@ -1,0 +1,147 @@
+"""Runs with forecasts, on clips whose un-accelerated end is known: what an error does, and which plan comes nearest."""
+
+import math
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from tapvideo.calibration.file import Calibration
+from tapvideo.calibration.find import SUFFIX
+from tapvideo.calibration.nodes import ANCHORS, best_plans, gap_costs
+from tapvideo.calibration.weights import errors, fit
+from tapvideo.config import ForecastConfig, GenerateConfig, ScheduleConfig
+from tapvideo.console import Console
+from tapvideo.enable import enable_tap
+from tapvideo.pipeline import Pipeline
+from tapvideo.sample import sample
+from tapvideo.schedule import StepKind, spread_plan
+
+_TINY = 1e-12
+_POWERS = (1.0, 0.7, 1.4, 2.0)  # of the sensitivity
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A calibration clip."""
+
+    clip: tuple[str, int]
+    """Prompt and seed."""
+    gram: Float64[Tensor, "m m"]
+    final: Float[Tensor, " b *latent"]
+    """Latents where the un-accelerated run ended."""
+
+
+def measure_sensitivity(
+    pipe: Pipeline,
+    config: GenerateConfig,
+    calibration: Calibration,
+    clips: list[Known],
+    probes: int,
+    console: Console,
+) -> Float64[Tensor, " s"]:
+    """Final distance over error of the guided residual, for an error at each step: geometric mean over clips.
+
+    Measured at `probes` steps, by a forecast there in a run that is full otherwise; between them, interpolated.
+    """
+    plan = spread_plan(config.steps, count=probes + 1)
+    probed = [step for step, kind in enumerate(plan) if kind is StepKind.FULL][1:]
+    logs = []
+    for step in probed:
+        wrong = _error_at(calibration, step)
+        others = [s for s in range(config.steps) if s != step]
+        moved = _distances(pipe, config, calibration, clips, others)
+        sizes = [math.sqrt(max((wrong @ known.gram @ wrong).item(), _TINY)) for known in clips]
+        logs.append(_log_mean(far / size for far, size in zip(moved, sizes, strict=True)))
+        console.say(f"step {step}: an error moves the final latents by {math.exp(logs[-1]):.3g} of its size")
+    return _between(probed, logs, config.steps)
+
+
+def _error_at(calibration: Calibration, step: int) -> Float64[Tensor, " m"]:
+    """Coefficients of the guided error of one forecast, from the steps right before it."""
+    anchors = torch.tensor([[s for s in range(step - 1, step - 1 - ANCHORS, -1) if s >= 0]])
+    target = torch.tensor([step])
+    weights = fit(calibration.gram, calibration.mix, anchors, target)
+    return errors(weights, calibration.mix, anchors, target, calibration.num_steps)[0]
+
+
+def rehearse(
+    pipe: Pipeline,
+    config: GenerateConfig,
+    calibration: Calibration,
+    clips: list[Known],
+    speedups: Sequence[float],
+    console: Console,
+) -> Calibration:
+    """The calibration with the plans that came nearest on clips, where some were tried.
+
+    What the search counts with is linear; runs are not. So a few plans are tried that it finds when sensitivity counts
+    for less or for more than measured, and the one that needs no calibration.
+    """
+    plans = calibration.plans.clone()
+    for count in sorted({round(config.steps / speedup) for speedup in speedups}) if clips else []:
+        tried: dict[tuple[int, ...], float] = {}
+        for steps in candidates(calibration, count):
+            tried[steps] = _log_mean(_distances(pipe, config, calibration, clips, list(steps)))
+            console.say(f"{count} full steps at {list(steps)}: {math.exp(tried[steps]):.4g} from the un-accelerated")
+        if tried:
+            plans[count] = False
+            plans[count, list(min(tried, key=lambda steps: tried[steps]))] = True
+    return replace(calibration, plans=plans)
+
+
+def candidates(calibration: Calibration, count: int) -> list[tuple[int, ...]]:
+    """Plans worth trying, each once."""
+    found: dict[tuple[int, ...], None] = {}
+    for power in _POWERS:
+        costs = gap_costs(calibration.gram, calibration.mix, calibration.sensitivity**power)
+        steps = best_plans(costs)[count].nonzero()[:, 0].tolist()
+        if steps:
+            found[tuple(steps)] = None
+    spread = spread_plan(calibration.num_steps, count=count)
+    found[tuple(step for step, kind in enumerate(spread) if kind is StepKind.FULL)] = None
+    return list(found)
+
+
+def _distances(
+    pipe: Pipeline, config: GenerateConfig, calibration: Calibration, clips: list[Known], full: list[int]
+) -> list[float]:
+    """Relative L2 of the final latents of runs with these full steps, clip by clip."""
+    schedule = ScheduleConfig(kind="explicit", steps=full, warmup=1, min_steps=0)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"first{SUFFIX}"
+        calibration.save(path)
+        forecast = ForecastConfig(family="calibrated", calibration=str(path), maps=False)
+        tap = enable_tap(pipe, replace(config, tap=forecast, schedule=schedule).tap_config)
+        try:
+            for known in clips:
+                latents = sample(pipe, config, *known.clip, lambda _: None).latents.cpu().double()
+                moved = torch.linalg.vector_norm(latents - known.final.double())
+                found.append((moved / torch.linalg.vector_norm(known.final.double())).item())
+        finally:
+            tap.disable()
+    return found
+
+
+def _log_mean(values: Iterable[float]) -> float:
+    logs = [math.log(max(value, _TINY)) for value in values]
+    return sum(logs) / len(logs)
+
+
+def _between(steps: list[int], values: list[float], num_steps: int) -> Float64[Tensor, " s"]:
+    """Exponentials of what lies between values that are known at some steps; beyond the ends, of the nearest."""
+    found = []
+    for step in range(num_steps):
+        after = next((i for i, known in enumerate(steps) if known >= step), len(steps))
+        if after in (0, len(steps)):
+            found.append(values[min(after, len(steps) - 1)])
+            continue
+        low, high = steps[after - 1], steps[after]
+        share = (step - low) / (high - low)
+        found.append((1 - share) * values[after - 1] + share * values[after])
+    return torch.tensor(found, dtype=torch.float64).exp()
