@@ -105,8 +105,9 @@ def load_calibration(path: Path) -> Calibration:
                 raise ValueError(f"its format is {meta.get('format')!r}, not {FORMAT!r}")
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
         about = json.loads(meta["about"])
-        found = Calibration(tuple(about.pop("branches")), **tensors, about=about)
-        _check(found)
+        branches = tuple(about.pop("branches"))
+        _check(len(branches), tensors)
+        found = Calibration(branches, **tensors, about=about)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ConfigError(
             f"tap.calibration={str(path)!r} cannot be read ({error}); allowed: a file that tapvideo-calibrate wrote"
@@ -114,11 +115,18 @@ def load_calibration(path: Path) -> Calibration:
     return found
 
 
-def _check(found: Calibration) -> None:
-    size, steps = len(found.branches) * found.num_steps, found.num_steps
-    shapes = [tuple(t.shape) for t in (found.gram, found.mix, found.plans)]
-    if shapes != [(size, size), (len(found.branches),), (steps + 1, steps)]:
-        raise ValueError(f"tensors of shapes {shapes} do not belong together")
-    finite = all(bool(torch.isfinite(t).all()) for t in (found.gram, found.mix, found.sensitivity))
-    if not finite or not bool((found.sensitivity > 0).all()):
+def _check(branches: int, tensors: dict[str, Tensor]) -> None:
+    steps = tensors["sensitivity"].numel()
+    shapes = {"gram": (branches * steps,) * 2, "mix": (branches,), "sensitivity": (steps,), "plans": (steps + 1, steps)}
+    kinds = {name: torch.bool if name == "plans" else torch.float64 for name in shapes}
+    odd = [name for name, t in tensors.items() if (tuple(t.shape), t.dtype) != (shapes[name], kinds[name])]
+    if odd:
+        found = {name: (str(tensors[name].dtype), tuple(tensors[name].shape)) for name in odd}
+        raise ValueError(f"tensors {found} do not belong together with {branches} branches of {steps} steps")
+    numbers = [t for t in tensors.values() if t.is_floating_point()]
+    if not all(bool(torch.isfinite(t).all()) for t in numbers) or not bool((tensors["sensitivity"] > 0).all()):
         raise ValueError("it has values that are not finite, or a sensitivity that is not positive")
+    counts = tensors["plans"].sum(1)
+    known = counts > 0
+    if not known.any() or not torch.equal(counts[known], known.nonzero()[:, 0]) or not tensors["plans"][known, 0].all():
+        raise ValueError("its plans are none, or not of the numbers of full steps that they stand for")
