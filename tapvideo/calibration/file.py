@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float64
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from tapvideo.calibration.nodes import best_plans, gap_costs
@@ -77,7 +77,7 @@ class Calibration:
         about = json.dumps({"branches": self.branches, **self.about}, sort_keys=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temp:
-            save_file(tensors, temp, metadata={"format": FORMAT, "about": about})
+            temp.write_bytes(to_bytes(tensors, metadata={"format": FORMAT, "about": about}))
 
 
 def calibrate(

@@ -75,7 +75,7 @@ def _costs_from(
 def best_plans(costs: Float64[Tensor, "s l l l"]) -> Bool[Tensor, "s1 s"]:
     """The best full steps for every number of them: row M has M, or none where no such plan exists.
 
-    Step 0 is always full. Ties go to the smaller gap, so that every machine finds the same.
+    Step 0 is always full. Ties go to the earliest last full step, and from there back to the smallest distances.
     """
     steps, size = costs.shape[:2]
     plans = torch.zeros(steps + 1, steps, dtype=torch.bool)

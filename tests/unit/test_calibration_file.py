@@ -82,15 +82,21 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     made_up().save(path)
     before = path.read_bytes()
 
-    def fail(tensors, temp, metadata):
-        temp.write_bytes(b"half")
+    def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("tapvideo.calibration.file.save_file", fail)
+    monkeypatch.setattr("tapvideo.video_io.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         made_up(seed=1).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_others_may_read_a_file_as_they_may_any_other(tmp_path):
+    """`save_file` of safetensors 0.8 leaves files that nobody but their owner can read, whatever the umask is."""
+    made_up().save(tmp_path / "one.safetensors")
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "one.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_what_is_not_there_is_refused(tmp_path):
