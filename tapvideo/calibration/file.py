@@ -52,11 +52,10 @@ class Calibration:
         """Weights over a branch's anchors (steps, newest first) that err least at `step`.
 
         Raises:
-            ValueError: if the branch is none of the calibration's.
+            ConfigError: if the branch is none of the calibration's, as where the guidance is another's.
         """
         if branch not in self.branches:
-            known = ", ".join(self.branches)
-            raise ValueError(f"the calibration has no branch {branch!r}; it was made of {known}")
+            raise ConfigError(f"tap.calibration has no branch {branch!r}; allowed: runs of {', '.join(self.branches)}")
         found = fit(self.gram, self.mix, torch.tensor([list(anchors)]), torch.tensor([step]))
         return found[0, self.branches.index(branch)].tolist()
 

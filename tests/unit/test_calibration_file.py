@@ -62,7 +62,7 @@ def test_weights_are_of_the_branch_that_is_named():
     found = fit(made.gram, made.mix, torch.tensor([[5, 3]]), torch.tensor([7]))[0]
     assert made.weights("cond", [5, 3], 7) == found[0].tolist()
     assert made.weights("uncond", [5, 3], 7) == found[1].tolist()
-    with pytest.raises(ValueError, match="the calibration has no branch 'other'; it was made of cond, uncond"):
+    with pytest.raises(ConfigError, match=r"tap.calibration has no branch 'other'; allowed: runs of cond, uncond"):
         made.weights("other", [5, 3], 7)
 
 
