@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tapvideo.calibration import load_calibration
 from tapvideo.calibration.find import RunKind, find_calibration
 from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ScheduleConfig, TapConfig
+from tapvideo.planning import check_steps
 from tapvideo.schedulers import make_scheduler
 from tapvideo.weights import ASSETS
 
@@ -28,8 +30,7 @@ def resolve(config: Config) -> Config:
     """The config with the calibration that fits it, or with the method that needs none where there is no such file.
 
     Raises:
-        ConfigError: if `tap.calibration` names a file that is not there, a calibration is asked for of two experts, or
-            nothing can stand in for it.
+        ConfigError: if `tap.calibration` names a file that is none, or is for other steps, or the model has two experts.
     """
     tap = config.tap_config
     if not tap.needs_calibration:
@@ -37,13 +38,20 @@ def resolve(config: Config) -> Config:
     if config.model.boundary is not None:
         return _without(config, "it has two experts")
     if not tap.awaits_calibration:
-        absolute = str(Path(tap.calibration).expanduser().resolve())
-        return replace(config, tap=replace(config.tap, calibration=absolute))
+        return _with_file(config, Path(tap.calibration).expanduser().resolve())
     kind = run_kind(config)
     found = find_calibration(kind)
     if found is None:
         return _without(config, f"there is none for {kind}; tapvideo-calibrate makes one")
     return replace(config, tap=replace(config.tap, calibration=str(found)))
+
+
+def _with_file(config: Config, path: Path) -> Config:
+    """The same run by a calibration that was named."""
+    calibration = load_calibration(path)
+    if config.steps >= config.schedule.min_steps:  # or nothing is forecast
+        check_steps(config.tap_config, calibration, config.steps)
+    return replace(config, tap=replace(config.tap, calibration=str(path)))
 
 
 def default_config(
@@ -85,13 +93,13 @@ def _plain(forecast: ForecastConfig) -> dict[str, Any]:
 def _without(config: Config, why: str) -> Config:
     """The same run by the method that needs no calibration, and a line that says so."""
     if not config.tap_config.awaits_calibration:
-        raise ConfigError(f"tap.calibration={config.tap.calibration!r} cannot be used: {why}; allowed: tap=paper")
+        asked = f"tap.calibration={config.tap.calibration!r} cannot be used: {why}"
+        raise ConfigError(f"{asked}; allowed: tap=paper schedule=spread")
     tap, schedule = config.tap, config.schedule
     if tap.family == "calibrated":
         tap = replace(fallback_forecast(tap.name), maps=tap.maps, recompute=tap.recompute)
     if schedule.kind == "calibrated":
-        assert schedule.speedup is not None
-        schedule = replace(fallback_schedule(schedule.speedup), min_steps=schedule.min_steps)
+        schedule = replace(schedule, kind="spread")
     logger.warning("tapvideo: forecasting without a calibration, because %s", why)
     return replace(config, tap=tap, schedule=schedule)
 

@@ -1,0 +1,183 @@
+"""From `tap.calibration=auto` to a file, or to the method that needs none."""
+
+import logging
+import shutil
+from dataclasses import asdict, replace
+
+import pytest
+from calibrations import made_up
+
+from tapvideo import default_config, generate
+from tapvideo.calibration import find as finding
+from tapvideo.calibration.find import RunKind
+from tapvideo.config import ConfigError, ScheduleConfig, TapConfig
+from tapvideo.planning import make_plan
+from tapvideo.resolve import resolve, run_kind
+from tapvideo.run_folder import run_folder
+from tapvideo.schedule import StepKind, spread_plan
+from tapvideo.schedulers import plan_steps
+
+STEPS = 14
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The user's folder of calibrations, empty; nothing ships."""
+    monkeypatch.setenv("TAPVIDEO_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(finding, "SHIPPED", tmp_path / "shipped")
+    return tmp_path / "home" / "calibrations"
+
+
+def fitting(config, **about):
+    """A calibration for the runs of a config."""
+    facts = asdict(run_kind(config)) | about
+    return made_up(**facts)
+
+
+def count(plan):
+    return plan.count(StepKind.FULL)
+
+
+def test_a_kind_is_what_the_config_says(composed, random_overrides, saved_pipeline):
+    kind = run_kind(composed(*random_overrides, "guidance=4.5", "flow_shift=5"))
+    assert kind == RunKind(str(saved_pipeline), "UniPCMultistepScheduler", 5.0, STEPS, 4.5)
+    euler = run_kind(composed(*random_overrides, "scheduler=euler"))
+    assert (euler.scheduler, euler.flow_shift) == ("FlowMatchEulerDiscreteScheduler", 3.0)
+
+
+def test_auto_finds_the_calibration_that_fits(composed, random_overrides, own, caplog):
+    config = composed(*random_overrides, "tap=default")
+    made = fitting(config)
+    made.save(own / "mine.safetensors")
+    found = resolve(config)
+    assert found.tap == replace(config.tap, calibration=str(own / "mine.safetensors"))
+    assert found.schedule == config.schedule
+    assert [s for s, kind in enumerate(plan_steps(found)) if kind is StepKind.FULL] == made.best_steps(6)
+    assert caplog.messages == []
+    assert resolve(found) == found
+
+
+def test_without_a_calibration_a_run_goes_by_what_needs_none(composed, random_overrides, own, caplog):
+    config = composed(
+        *random_overrides, "tap=default", "tap.maps=false", "tap.recompute.budget=0.1", "schedule.warmup=5"
+    )
+    with caplog.at_level(logging.WARNING):
+        found = resolve(config)
+    assert (found.tap.family, found.tap.name) == ("taylor", "default-uncalibrated")
+    assert (found.tap.maps, found.tap.recompute) == (False, config.tap.recompute)  # what was asked for is kept
+    assert (found.schedule.kind, found.schedule.speedup, found.schedule.warmup) == ("spread", 2.5, 5)
+    assert plan_steps(found) == spread_plan(STEPS, count=6)
+    (message,) = caplog.messages
+    assert f"without a calibration, because there is none for {run_kind(config)}; tapvideo-calibrate makes" in message
+    assert not found.tap_config.needs_calibration
+
+
+@pytest.mark.parametrize(
+    ("overrides", "family", "schedule"),
+    [(["tap=calibrated"], "taylor", "interval"), (["tap=paper", "schedule=calibrated"], "taylor", "spread")],
+)
+def test_what_needs_no_calibration_stays(composed, random_overrides, own, overrides, family, schedule):
+    config = composed(*random_overrides, *overrides)
+    found = resolve(config)
+    assert (found.tap.family, found.schedule.kind) == (family, schedule)
+    if config.tap.family == "taylor":
+        assert found.tap == config.tap
+    else:
+        assert found.schedule == config.schedule
+
+
+@pytest.mark.parametrize(
+    "overrides", [["tap=paper"], ["tap=off", "schedule=calibrated"], ["tap=paper", "schedule=spread"]]
+)
+def test_a_method_that_needs_none_is_left_alone(composed, random_overrides, own, overrides):
+    config = composed(*random_overrides, *overrides)
+    assert resolve(config) is config
+
+
+@pytest.mark.parametrize("schedule", ["interval", "calibrated"])
+def test_a_path_that_is_not_there_is_refused(composed, random_overrides, own, tmp_path, schedule):
+    path = tmp_path / "none.safetensors"
+    config = composed(*random_overrides, "tap=calibrated", f"tap.calibration={path}", f"schedule={schedule}")
+    with pytest.raises(ConfigError, match=r"tap.calibration='.*none.safetensors' cannot be read .*; allowed: a file"):
+        resolve(config)
+
+
+@pytest.mark.parametrize("schedule", ["interval", "calibrated"])
+def test_a_calibration_of_other_steps_is_refused_before_the_weights_are_loaded(
+    composed, random_overrides, own, tmp_path, schedule
+):
+    made_up(steps=20).save(tmp_path / "one.safetensors")
+    config = composed(
+        *random_overrides, "tap=calibrated", f"tap.calibration={tmp_path / 'one.safetensors'}", f"schedule={schedule}"
+    )
+    with pytest.raises(ConfigError, match=r"one.safetensors' is for runs of 20 steps, and this one has 14; allowed"):
+        resolve(config)
+    short = replace(config, steps=4)  # all full: what the calibration is of does not matter
+    assert count(plan_steps(resolve(short))) == 4
+
+
+def test_a_path_is_made_absolute(composed, random_overrides, own, tmp_path, monkeypatch):
+    made_up(steps=STEPS).save(tmp_path / "one.safetensors")
+    monkeypatch.chdir(tmp_path)
+    config = composed(*random_overrides, "tap=calibrated", "tap.calibration=one.safetensors")
+    assert resolve(config).tap.calibration == str(tmp_path / "one.safetensors")
+
+
+def test_two_experts_go_by_what_needs_no_calibration(composed, random_overrides, own, caplog, tmp_path):
+    config = composed(*random_overrides, "tap=default", "model.boundary=0.9")
+    with caplog.at_level(logging.WARNING):
+        found = resolve(config)
+    assert (found.tap.family, found.schedule.kind) == ("taylor", "spread")
+    assert "because it has two experts" in caplog.text
+    named = replace(config, tap=replace(config.tap, calibration=str(tmp_path / "one.safetensors")))
+    with pytest.raises(
+        ConfigError,
+        match=r"tap.calibration='.*' cannot be used: it has two experts; allowed: tap=paper schedule=spread",
+    ):
+        resolve(named)
+
+
+def test_a_folder_is_named_after_what_a_calibration_says_not_where_it_lies(composed, random_overrides, own, tmp_path):
+    def folder(path):
+        config = composed(*random_overrides, "tap=calibrated", f"tap.calibration={path}")
+        return run_folder(resolve(config), ["a red circle"])
+
+    one, copy, other = (tmp_path / name for name in ("a.safetensors", "below/b.safetensors", "c.safetensors"))
+    made_up(steps=STEPS).save(one)
+    copy.parent.mkdir()
+    shutil.copy(one, copy)
+    made_up(steps=STEPS, seed=1).save(other)
+    assert folder(one) == folder(copy)
+    assert folder(one) != folder(other)
+    before = folder(one)
+    shutil.copy(other, one)
+    assert folder(one) != before
+
+
+def test_a_run_says_that_it_has_no_calibration_and_is_made(composed, random_overrides, own):
+    config = composed(*random_overrides, "tap=default", "compare=false", "dry_run=true")
+    assert "default-uncalibrated" in generate.run(config).name
+    fitting(config).save(own / "mine.safetensors")
+    assert "-default-" in generate.run(config).name
+    assert "uncalibrated" not in generate.run(config).name
+
+
+def test_the_python_api_finds_the_same(wan, own):
+    pipe = wan.random_pipeline(num_layers=1)
+    fallback = default_config(pipe, steps=16, guidance=5.0, weights="org/wan")
+    assert fallback == TapConfig(name="default-uncalibrated", schedule=ScheduleConfig(kind="spread", speedup=2.5))
+    made = made_up(steps=16)
+    made.save(own / "mine.safetensors")
+    found = default_config(pipe, steps=16, guidance=5, speedup=2.0, weights="org/wan")
+    assert (found.family, found.calibration) == ("calibrated", str(own / "mine.safetensors"))
+    assert [s for s, kind in enumerate(make_plan(found, 16)) if kind is StepKind.FULL] == made.best_steps(8)
+    for other in ({"steps": 17}, {"guidance": 4.0}, {"weights": "org/other"}, {"weights": None}):
+        asked = {"steps": 16, "guidance": 5.0, "weights": "org/wan"} | other
+        assert default_config(pipe, **asked).family == "taylor"
+
+
+def test_the_python_api_knows_two_experts(wan, own):
+    pipe = wan.random_pipeline(num_layers=1)
+    made_up(steps=16).save(own / "mine.safetensors")
+    pipe.register_modules(transformer_2=wan.random_transformer(num_layers=1))
+    assert default_config(pipe, steps=16, guidance=5.0, weights="org/wan").family == "taylor"
