@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from tapvideo.calibration import Calibration
 from tapvideo.chunks import exact_fp32
 from tapvideo.config import TapConfig
 from tapvideo.history import BranchState
@@ -23,6 +24,9 @@ from tapvideo.probe import gram, proxy_error
 from tapvideo.schedule import Plan, StepKind
 
 _LEAST_GAIN = 0.01  # of the error: less is not worth a probe
+_RIDGE = 1e-9
+CALIBRATED = "calibrated"
+ANY_WEIGHTS = "oracle per token, any weights"
 _RECOMPUTED = (0.05, 0.1, 0.2)
 
 
@@ -60,6 +64,8 @@ class Shadow:
 
     config: TapConfig
     plan: Plan
+    calibration: Calibration | None = None
+    """Whose weights are tried beside the candidates."""
     steps: dict[int, StepSums] = field(default_factory=dict[int, StepSums])
     _states: dict[str, BranchState] = field(default_factory=dict[str, BranchState])
 
@@ -97,6 +103,11 @@ class Shadow:
                 name = f"order {order}, k-{back}" if back else f"order {order}, k"
                 name = "reuse" if not order else name
                 into.missed[name] = into.missed.get(name, 0.0) + _squared(truth, row, length).sum().item()
+        into.missed[ANY_WEIGHTS] = into.missed.get(ANY_WEIGHTS, 0.0) + unreachable(truth).sum().item()
+        if self.calibration is not None:
+            found = self.calibration.weights(call.branch, [int(c) for c in state.coords], call.step)
+            row = torch.tensor([found], dtype=torch.float32, device=products.device)
+            into.missed[CALIBRATED] = into.missed.get(CALIBRATED, 0.0) + _squared(truth, row, length).sum().item()
         for name, value in recomputed(proxy, missed).items():
             into.recomputed[name] = into.recomputed.get(name, 0.0) + value
         best = proxy.argmin(1)
@@ -122,6 +133,22 @@ class Shadow:
 def _squared(truth: Tensor, weights: Tensor, length: Tensor) -> Float[Tensor, "t p"]:
     """Squared length of what candidates miss of the true residual."""
     return proxy_error(truth, weights, proxy="l2").flatten(0, 1).double().square() * length[:, None]
+
+
+def unreachable(truth: Float[Tensor, "*b n k1 k1"]) -> Float64[Tensor, " t"]:
+    """Squared length of what no weights over the anchors reach of each token's residual: a bound for all of them.
+
+    Args:
+        truth: `gram` of the true residual and the anchors'.
+    """
+    products = truth.flatten(0, -3).double()
+    mixed, own = products[:, :-1, -1], products[:, -1, -1]  # of anchor minus residual, with the residual
+    anchors = products[:, :-1, :-1] + mixed[:, :, None] + mixed[:, None, :] + own[:, None, None]
+    along = mixed + own[:, None]
+    ridge = _RIDGE * anchors.diagonal(dim1=1, dim2=2).mean(1)
+    anchors = anchors + ridge[:, None, None] * torch.eye(anchors.shape[1], dtype=anchors.dtype, device=anchors.device)
+    reached = (along * torch.linalg.solve(anchors, along)).sum(1)
+    return (own - reached).clamp_min(0)
 
 
 def choices(proxy: Float[Tensor, "t p"], missed: Float[Tensor, "t p"]) -> dict[str, float]:
@@ -225,7 +252,7 @@ def verdict(mean: dict[str, float]) -> str:
         mean: residual errors by way of choosing; names that `choices` does not have are fixed predictors.
     """
     own = mean["per token"]
-    others = {name for name in mean if not name.startswith(("per ", "oracle", "random"))}
+    others = {name for name in mean if not name.startswith(("per ", "oracle", "random", CALIBRATED))}
     fixed = min(others, key=lambda name: mean[name])
     rival = min(mean[fixed], mean["per clip"])
     name = (
@@ -236,7 +263,11 @@ def verdict(mean: dict[str, float]) -> str:
     bounds = (
         f"an oracle per token reaches {mean['oracle per token']:.4f}, one for all tokens {mean['oracle global']:.4f}"
     )
+    calibrated = ""
+    if CALIBRATED in mean:
+        calibrated = f" Calibrated weights, the same for all tokens and clips: {mean[CALIBRATED]:.4f}."
     return (
         f"The choice per token {earns}: residual error {own:.4f} against {rival:.4f} of {name} "
         f"({abs(gain):.1%} {'less' if gain >= 0 else 'more'}); {bounds}, a random choice {mean['random']:.4f}."
+        f"{calibrated}"
     )

@@ -1,6 +1,5 @@
 """Methods that need no other package: fewer plain steps, and TAP's presets."""
 
-import hashlib
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from tapvideo.calibration import load_calibration
 from tapvideo.calibration.find import find_calibration
 from tapvideo.compare.methods import Bench, Knob, Method, NotPossible, Settings, Variant
+from tapvideo.compare.store import file_sha256
 from tapvideo.config import ForecastConfig, GenerateConfig, ScheduleConfig
 from tapvideo.enable import enable_tap
 from tapvideo.planning import make_plan
@@ -56,7 +56,7 @@ def preset(forecast: ForecastConfig, schedule: str = "interval") -> Method:
         predict = None if forecast.recompute.budget else partial(_planned_passes, bench, forecast)
         known = shape
         if forecast.family == "calibrated" or schedule == "calibrated":
-            known = {**shape, "calibration": _digest(_calibration(bench))}
+            known = {**shape, "calibration": file_sha256(_calibration(bench))[:16]}
         if schedule in BY_SPEEDUP:
             knob = Knob("full_steps", values=tuple(_counts(bench, schedule)), rising=True)
             return [Variant({**known, "schedule": schedule}, knob, predict)]
@@ -83,7 +83,7 @@ def on_nodes() -> Method:
 
     def variants(bench: Bench, target: float) -> list[Variant]:
         _nodes_of(bench)
-        known = {"calibration": _digest(_calibration(bench))}
+        known = {"calibration": file_sha256(_calibration(bench))[:16]}
         knob = Knob("full_steps", values=tuple(_counts(bench, "calibrated")), rising=True)
         return [Variant(known, knob, lambda settings: settings["full_steps"])]
 
@@ -137,11 +137,6 @@ def _calibration(bench: Bench) -> Path:
     if found is None:
         raise NotPossible(f"there is no calibration for {kind}; tapvideo-calibrate makes one")
     return found
-
-
-def _digest(path: Path) -> str:
-    """Of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _counts(bench: Bench, schedule: str) -> list[int]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tapvideo.calibration import load_calibration
+from tapvideo.calibration.find import find_calibration
 from tapvideo.compare.cache_dit_peers import cache_dit_methods
 from tapvideo.compare.clips import PLAIN, Studio, versions
 from tapvideo.compare.config import CompareConfig, compare_folder, read_sets
@@ -15,7 +17,7 @@ from tapvideo.compare.methods import Bench, Method, Settings, Tuned
 from tapvideo.compare.own import configured, fewer_steps, on_nodes, preset
 from tapvideo.compare.results import ClipResult, Comparison
 from tapvideo.compare.rules import rule_methods
-from tapvideo.compare.store import Reference, Store, fingerprint_weights
+from tapvideo.compare.store import Reference, Store, file_sha256, fingerprint_weights
 from tapvideo.compare.tables import at_equal_compute, differences, render, save, summarise
 from tapvideo.compare.tuning import Tuner, land
 from tapvideo.config import ConfigError, as_dict
@@ -26,6 +28,7 @@ from tapvideo.pipeline_kinds import SCHEDULERS
 from tapvideo.planning import make_plan
 from tapvideo.record import device_name
 from tapvideo.report.compare import write_comparison_report
+from tapvideo.resolve import run_kind
 from tapvideo.run_folder import slug
 from tapvideo.sample import sample
 from tapvideo.weights import find_weights
@@ -201,13 +204,15 @@ def _shown(work: _Run, result: ClipResult, key: str, budget: float | None, note:
 def diagnostics(work: _Run, tuned: dict[tuple[str, float], Tuned], prompts: list[str]) -> dict[str, Any]:
     """Of TAP as it was tuned, at every budget."""
     found: dict[str, Any] = {}
+    path = find_calibration(run_kind(work.studio.bench.config))
     for budget in work.config.budgets:
         settings = _tap_settings(work, tuned, budget)
-        key = work.studio.tuning_key(PLAIN, ["diagnostics", settings, prompts, work.config.seeds], budget, 0.0)
+        shown = ["diagnostics", settings, prompts, work.config.seeds, path and file_sha256(path)]
+        key = work.studio.tuning_key(PLAIN, shown, budget, 0.0)
         kept = work.studio.store.read(key)
         if kept is None:
             work.console.say(f"diagnostics at {budget:g} x")
-            kept = _diagnose(work, settings, prompts)
+            kept = _diagnose(work, settings, prompts, path)
             work.studio.store.write(key, kept)
         found[f"{budget:g}x"] = kept
     return found
@@ -222,10 +227,11 @@ def _tap_settings(work: _Run, tuned: dict[tuple[str, float], Tuned], budget: flo
     return known.settings
 
 
-def _diagnose(work: _Run, settings: Settings, prompts: list[str]) -> dict[str, Any]:
+def _diagnose(work: _Run, settings: Settings, prompts: list[str], calibration: Path | None) -> dict[str, Any]:
     bench, seeds = work.studio.bench, work.config.seeds
     tap_config = configured(bench, work.config.presets["paper"], settings).tap_config
-    shadow = Shadow(tap_config, make_plan(tap_config, bench.config.steps))
+    known = load_calibration(calibration) if calibration else None
+    shadow = Shadow(tap_config, make_plan(tap_config, bench.config.steps), known)
 
     def show() -> None:
         for prompt in prompts:

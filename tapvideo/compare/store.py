@@ -85,7 +85,7 @@ class Store:
             entry = json.loads((self.folder / key / "entry.json").read_text(encoding="utf-8"))
             values, videos = entry["values"], entry["videos"]
             whole = digest(values) == entry["digest"] and all(
-                _sha256(self.folder / key / name) == sha for name, sha in videos.items()
+                file_sha256(self.folder / key / name) == sha for name, sha in videos.items()
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -93,7 +93,7 @@ class Store:
 
     def write(self, key: str, values: dict[str, Any], videos: tuple[str, ...] = ()) -> None:
         """Keep an entry; its videos lie in its folder already. It counts from the moment this returns."""
-        shas = {name: _sha256(self.folder / key / name) for name in videos}
+        shas = {name: file_sha256(self.folder / key / name) for name in videos}
         entry = {"digest": digest(values), "videos": shas, "values": values}
         atomic_write_text(self.folder / key / "entry.json", json.dumps(entry, indent=1))
 
@@ -132,5 +132,6 @@ def half(latents: list[Tensor]) -> Float[Tensor, "steps b *latent"]:
     return torch.stack(latents).to(torch.float16)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

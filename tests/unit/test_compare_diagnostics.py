@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from tapvideo.compare.diagnostics import Shadow, agreement, choices, diagnose, recomputed, verdict
+from tapvideo.compare.diagnostics import Shadow, agreement, choices, diagnose, recomputed, unreachable, verdict
 from tapvideo.config import ScheduleConfig, TapConfig
 from tapvideo.models.watch import StackCall, watched
 from tapvideo.planning import make_plan
 from tapvideo.predictors import candidate_bank
+from tapvideo.probe import gram
 from tapvideo.select import forecast
 
 CONFIG = TapConfig(schedule=ScheduleConfig(interval=4, warmup=3, last=1), maps=False)
@@ -122,3 +123,30 @@ def test_watch_sees_what_the_hook_would(wan, pipe):
     assert len(calls) == 32
     assert not math.isclose((calls[0].output - calls[0].hidden).abs().sum().item(), 0)
     assert torch.equal(wan.denoise(pipe), plain)
+
+
+def test_bound_of_any_weights_is_least_squares_per_token():
+    torch.manual_seed(0)
+    residual, anchors = torch.randn(2, 5, 7), [torch.randn(2, 5, 7) for _ in range(3)]
+    found = unreachable(gram(residual, anchors))
+    known = torch.stack(anchors, -1).double()  # [2, 5, 7, 3]
+    best = torch.linalg.lstsq(known, residual.double()[..., None]).solution
+    left = (known @ best)[..., 0] - residual.double()
+    torch.testing.assert_close(found, left.square().sum(-1).flatten(), rtol=1e-4, atol=1e-5)
+    exact = gram(2 * anchors[0] - anchors[2], anchors)
+    assert unreachable(exact).max() < 1e-4
+
+
+def test_verdict_tells_of_calibrated_weights_apart():
+    mean = {
+        "per token": 2.0,
+        "per clip": 2.1,
+        "reuse": 3.0,
+        "oracle per token": 1.0,
+        "oracle global": 1.5,
+        "random": 4.0,
+    }
+    assert "Calibrated" not in verdict(mean)
+    text = verdict({**mean, "calibrated": 0.5})
+    assert "earns its keep" in text  # they need no probe, and are no choice
+    assert text.endswith("Calibrated weights, the same for all tokens and clips: 0.5000.")
