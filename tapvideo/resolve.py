@@ -30,7 +30,7 @@ def resolve(config: Config) -> Config:
     """The config with the calibration that fits it, or with the method that needs none where there is no such file.
 
     Raises:
-        ConfigError: if `tap.calibration` names a file that is none, or is for other steps; or two experts would need one.
+        ConfigError: if `tap.calibration` names a file that is none, or is for other steps; or if two experts need one.
     """
     tap = config.tap_config
     if not tap.needs_calibration:

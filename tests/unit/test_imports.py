@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "tapvideo"
 PURE = (
     "predictors/", "probe.py", "select.py", "schedule.py", "history.py", "chunks.py", "recompute.py",
-    "parallel/layout.py", "parallel/kept.py", "parallel/lse.py", "parallel/ledger.py",
+    "parallel/layout.py", "parallel/kept.py", "parallel/lse.py", "parallel/ledger.py", "calibration/weights.py",
+    "calibration/nodes.py",
 )  # fmt: skip
 PEERS = tuple(f"compare/{name}.py" for name in ("diffusers_peers", "rules", "flops"))  # hooks and caches
 HOMES = {

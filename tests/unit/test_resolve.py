@@ -130,17 +130,16 @@ def test_two_experts_go_by_what_needs_no_calibration(composed, random_overrides,
     assert (found.tap.family, found.schedule.kind) == ("taylor", "spread")
     assert "because it has two experts" in caplog.text
     named = replace(config, tap=replace(config.tap, calibration=str(tmp_path / "one.safetensors")))
-    with pytest.raises(
-        ConfigError,
-        match=r"tap.calibration='.*' cannot be used: it has two experts; allowed: tap=paper schedule=spread",
-    ):
+    refused = r"tap.calibration='.*' cannot be used: it has two experts; allowed: tap=paper schedule=spread"
+    with pytest.raises(ConfigError, match=refused):
         resolve(named)
 
 
 def test_a_folder_is_named_after_what_a_calibration_says_not_where_it_lies(composed, random_overrides, own, tmp_path):
+    config = composed(*random_overrides, "tap=calibrated")
+
     def folder(path):
-        config = composed(*random_overrides, "tap=calibrated", f"tap.calibration={path}")
-        return run_folder(resolve(config), ["a red circle"])
+        return run_folder(resolve(replace(config, tap=replace(config.tap, calibration=str(path)))), ["a red circle"])
 
     one, copy, other = (tmp_path / name for name in ("a.safetensors", "below/b.safetensors", "c.safetensors"))
     made_up(steps=STEPS).save(one)

@@ -1,10 +1,12 @@
 """Plans."""
 
+from itertools import pairwise
+
 import pytest
 
-from tapvideo.config import ScheduleConfig, TapConfig
+from tapvideo.config import ConfigError, ScheduleConfig, TapConfig
 from tapvideo.planning import make_plan
-from tapvideo.schedule import StepKind, explicit_plan, interval_plan, strip
+from tapvideo.schedule import StepKind, explicit_plan, interval_plan, spread_plan, strip
 
 
 def full_steps(plan):
@@ -43,3 +45,57 @@ def test_make_plan_leaves_few_step_runs_alone():
 def test_make_plan_of_disabled_tap_is_all_full():
     config = TapConfig(enabled=False, schedule=ScheduleConfig(interval=4))
     assert full_steps(make_plan(config, 50)) == list(range(50))
+
+
+def test_spread_plan_is_closest_at_the_start():
+    """round(20 (i / 6) ** 2.3) for i = 0 .. 5, no two alike."""
+    assert full_steps(spread_plan(20, count=6)) == [0, 1, 2, 4, 8, 13]
+    assert full_steps(spread_plan(50, count=1)) == [0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 12, 25, 50, 101])
+def test_spread_plan_has_as_many_full_steps_as_it_is_asked_for(steps):
+    for count in range(1, steps + 1):
+        full = full_steps(spread_plan(steps, count=count))
+        assert len(full) == count
+        assert full[0] == 0
+        gaps = [after - before for before, after in pairwise([*full, steps])]
+        assert gaps[0] == min(gaps)
+        assert all(after >= before - 1 for before, after in pairwise(gaps))  # ever farther apart, but for rounding
+    assert full == list(range(steps))
+
+
+@pytest.mark.parametrize("count", [0, -1, 13])
+def test_spread_plan_refuses_what_a_run_does_not_have(count):
+    with pytest.raises(ValueError, match=f"schedule.speedup asks for {count} full steps of 12; allowed: 1 to 12"):
+        spread_plan(12, count=count)
+
+
+@pytest.mark.parametrize(
+    ("steps", "speedup", "count"), [(50, 2.5, 20), (50, 1, 50), (50, 3, 17), (14, 2.5, 6), (12, 99, 1)]
+)
+def test_speedup_is_steps_over_full_steps(steps, speedup, count):
+    config = ScheduleConfig(kind="spread", speedup=speedup)
+    assert config.count(steps) == count
+    assert make_plan(TapConfig(schedule=config), steps) == spread_plan(steps, count=count)
+
+
+@pytest.mark.parametrize("kind", ["spread", "calibrated"])
+def test_schedules_by_speedup_take_no_interval(kind):
+    assert ScheduleConfig(kind=kind, speedup=2.0, interval=None).speedup == 2.0
+    assert ScheduleConfig(kind=kind, speedup=2.0).interval == 4  # what nobody has set
+    with pytest.raises(ConfigError, match=f"schedule.interval=5 is not for schedule={kind}; allowed: schedule.speedup"):
+        ScheduleConfig(kind=kind, speedup=2.0, interval=5)
+    with pytest.raises(ConfigError, match=f"schedule.speedup=null, and schedule.kind={kind} needs it; allowed: 1 or"):
+        ScheduleConfig(kind=kind, interval=None)
+    for speedup in (0.5, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=f"schedule.speedup={speedup} is "):
+            ScheduleConfig(kind=kind, speedup=speedup)
+
+
+@pytest.mark.parametrize("kind", ["interval", "explicit"])
+def test_other_schedules_take_no_speedup(kind):
+    with pytest.raises(ConfigError, match=f"schedule.speedup=2.0 is not for schedule={kind}; .* schedule=calibrated"):
+        ScheduleConfig(kind=kind, steps=[0, 3], speedup=2.0)
+    with pytest.raises(ConfigError, match=f"schedule.interval=null, and schedule.kind={kind} needs it"):
+        ScheduleConfig(kind=kind, steps=[0, 3], interval=None)
