@@ -1,5 +1,7 @@
 """A calibration made: un-accelerated clips watched, and how far an error at each step moves what comes out."""
 
+import hashlib
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,7 @@ class Recorder:
             ConfigError: if the clip had other steps.
         """
         wanted = [(branch, step) for branch in self.branches() for step in range(num_steps)]
-        if set(wanted) != set(self.seen):
+        if not self.seen or set(wanted) != set(self.seen):
             found = len({step for _, step in self.seen})
             raise ConfigError(f"steps={num_steps} is not what the pipeline made: it told of {found} steps")
         first = self.seen[wanted[0]]
@@ -135,12 +137,12 @@ def run(config: CalibrateConfig, *, command: str = "") -> Path:
     if config.dry_run:
         return path
     hide_loading_bars(downloads=not console.loud)
-    pipe = load_pipeline(config)
+    _check_output(path)
+    pipe, kind = load_pipeline(config), run_kind(config)
     grams, finals, branches = _watch(pipe, config, clips, console)
-    guidance = run_kind(config).guidance
-    gram, mix = apart(torch.stack(grams).mean(0), branches), mixture(branches, guidance)
+    gram, mix = apart(torch.stack(grams).mean(0), branches), mixture(branches, kind.scale)
     flat = torch.ones(config.steps, dtype=torch.float64)
-    about = {**asdict(run_kind(config)), "name": config.model.name, "made": _made_from(config, clips, command)}
+    about = {**asdict(kind), "name": config.model.name, "made": _made_from(config, clips, command)}
     known = [Known(*parts) for parts in zip(clips, (apart(g, branches) for g in grams), finals, strict=True)]
     first = calibrate(branches, gram, mix, flat, about)
     sensitivity = measure_sensitivity(pipe, config, first, _some(known, config.probe_clips), config.probes, console)
@@ -159,7 +161,23 @@ def _some(known: list[Known], count: int) -> list[Known]:
 def _name(config: CalibrateConfig) -> str:
     kind = run_kind(config)
     shift = "" if kind.flow_shift is None else f"-shift{kind.flow_shift:g}"
-    return slug(f"{config.model.name}-{config.scheduler}{shift}-{kind.steps}-g{kind.guidance:g}".replace(".", "_"))
+    words = slug(f"{config.model.name}-{config.scheduler}{shift}-{kind.steps}-g{kind.guidance:g}".replace(".", "_"))
+    digest = hashlib.sha256(str(kind).encode()).hexdigest()[:8]  # tunes share a name, and long names are cut
+    return f"{words}-{digest}"
+
+
+def _check_output(path: Path) -> None:
+    """Better now than after the clips."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+    except OSError as error:
+        raise ConfigError(
+            f"output={str(path)!r} cannot be written ({error}); allowed: a file in a folder that can be written to"
+        ) from error
 
 
 def _made_from(config: CalibrateConfig, clips: list[tuple[str, int]], command: str) -> dict[str, Any]:
@@ -177,7 +195,7 @@ def _watch(
         console.say(f"[{number}/{len(clips)}] {prompt}, seed {seed}")
         recorder = Recorder(config.tokens)
         with watched(pipe.transformer, recorder.see):
-            made = sample(pipe, config, prompt, seed, lambda step: None)
+            made = sample(pipe, config, prompt, seed, lambda step: None, decode=False)
         grams.append(recorder.gram(config.steps))
         finals.append(made.latents.cpu())
         branches = recorder.branches()

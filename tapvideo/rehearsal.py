@@ -16,8 +16,7 @@ from tapvideo.calibration.nodes import ANCHORS, best_plans, gap_costs
 from tapvideo.calibration.weights import errors, fit
 from tapvideo.config import ForecastConfig, GenerateConfig, ScheduleConfig
 from tapvideo.console import Console
-from tapvideo.enable import enable_tap
-from tapvideo.pipeline import Pipeline
+from tapvideo.pipeline import Pipeline, accelerated
 from tapvideo.sample import sample
 from tapvideo.schedule import StepKind, spread_plan
 
@@ -117,14 +116,11 @@ def _distances(
         path = Path(folder) / f"first{SUFFIX}"
         calibration.save(path)
         forecast = ForecastConfig(family="calibrated", calibration=str(path), maps=False)
-        tap = enable_tap(pipe, replace(config, tap=forecast, schedule=schedule).tap_config)
-        try:
+        with accelerated(pipe, replace(config, tap=forecast, schedule=schedule)):
             for known in clips:
-                latents = sample(pipe, config, *known.clip, lambda _: None).latents.cpu().double()
+                latents = sample(pipe, config, *known.clip, lambda _: None, decode=False).latents.cpu().double()
                 moved = torch.linalg.vector_norm(latents - known.final.double())
                 found.append((moved / torch.linalg.vector_norm(known.final.double())).item())
-        finally:
-            tap.disable()
     return found
 
 

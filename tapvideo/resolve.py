@@ -23,7 +23,10 @@ def run_kind(config: GenerateConfig) -> RunKind:
     Raises:
         ConfigError: if the scheduler follows from weights that are not at hand.
     """
-    return _kind(make_scheduler(config), config.model.weights, config.steps, config.guidance)
+    key = config.kind.guidance
+    cfg = 1.0 if key == "guidance" else float(config.model.call.get(key, 1.0))
+    kind = _kind(make_scheduler(config), config.model.weights, config.steps, config.guidance)
+    return replace(kind, true_cfg=cfg if cfg > 1 else None)
 
 
 def resolve(config: Config) -> Config:

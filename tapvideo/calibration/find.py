@@ -24,6 +24,13 @@ class RunKind:
     flow_shift: float | None
     steps: int
     guidance: float
+    true_cfg: float | None = None
+    """Where `guidance` is an embedding: what mixes the branches, if there are two."""
+
+    @property
+    def scale(self) -> float:
+        """What mixes the branches, where there are two."""
+        return self.guidance if self.true_cfg is None else self.true_cfg
 
     def matches(self, calibration: Calibration) -> bool:
         """Whether a calibration is of such runs."""
@@ -33,7 +40,8 @@ class RunKind:
     def __str__(self) -> str:
         """In words."""
         shift = "" if self.flow_shift is None else f", flow_shift={self.flow_shift:g}"
-        return f"{self.weights} with {self.scheduler}{shift}, steps={self.steps}, guidance={self.guidance:g}"
+        cfg = "" if self.true_cfg is None else f", true_cfg_scale={self.true_cfg:g}"
+        return f"{self.weights} with {self.scheduler}{shift}, steps={self.steps}, guidance={self.guidance:g}{cfg}"
 
 
 def _same(wanted: object, known: object) -> bool:

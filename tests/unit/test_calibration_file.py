@@ -252,3 +252,4 @@ def test_a_damaged_file_is_passed_over(home):
 def test_a_kind_in_words():
     assert str(KIND) == "org/wan with UniPCMultistepScheduler, flow_shift=3, steps=12, guidance=5"
     assert str(RunKind("w", "S", None, 12, 4.5)) == "w with S, steps=12, guidance=4.5"
+    assert str(RunKind("w", "S", None, 12, 6.0, 4.0)) == "w with S, steps=12, guidance=6, true_cfg_scale=4"

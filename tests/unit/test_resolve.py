@@ -57,6 +57,14 @@ def test_auto_finds_the_calibration_that_fits(composed, random_overrides, own, c
     assert resolve(found) == found
 
 
+def test_what_ships_fits_the_model_that_ships(composed, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("TAPVIDEO_HOME", str(tmp_path))
+    found = resolve(composed("tap=default"))
+    assert found.tap.calibration == str(finding.SHIPPED / "wan_tiny.safetensors")
+    assert count(plan_steps(found)) == 20
+    assert caplog.messages == []
+
+
 def test_without_a_calibration_a_run_goes_by_what_needs_none(composed, random_overrides, own, caplog):
     config = composed(
         *random_overrides, "tap=default", "tap.maps=false", "tap.recompute.budget=0.1", "schedule.warmup=5"
