@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from tapvideo.cli.generate import quote_text
 from tapvideo.config import ForecastConfig, GenerateConfig, ModelConfig, ParallelConfig, ScheduleConfig, config_dir
 from tapvideo.planning import make_plan
+from tapvideo.resolve import resolve
 from tapvideo.schedule import StepKind
 
 GROUPS = {"model": ModelConfig, "tap": ForecastConfig, "schedule": ScheduleConfig, "parallel": ParallelConfig}
@@ -53,7 +54,7 @@ def test_hydra_makes_no_folders_of_its_own():
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith("tap=")])
 def test_presets_plan_forecasts_unless_off(composed, option):
-    plan = make_plan(composed(option).tap_config, 50)
+    plan = make_plan(resolve(composed(option)).tap_config, 50)
     assert (StepKind.FORECAST in plan) == (option != "tap=off")
 
 

@@ -41,6 +41,8 @@ def overrides(saved_pipeline, tmp_path):
 
 
 def batch_config(*overrides):
+    if not any(override.startswith("tap=") for override in overrides):
+        overrides = ("tap=paper", *overrides)
     with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
         return from_hydra(BatchConfig, compose("batch", list(overrides)))
 

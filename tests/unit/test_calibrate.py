@@ -144,20 +144,20 @@ def test_sensitivity_is_the_distance_over_the_error(pipe, asked, monkeypatch):
 
 
 def test_a_rehearsal_keeps_what_comes_nearest(pipe, asked, monkeypatch):
-    made = made_up(steps=24)
-    tried = candidates(made, 10)
+    made = made_up(steps=18)
+    tried = candidates(made, 9)
     assert len(tried) == len(set(tried)) > 1
-    assert tuple(made.best_steps(10)) in tried
-    assert all(len(steps) == 10 and steps[0] == 0 for steps in tried)
+    assert tuple(made.best_steps(9)) in tried
+    assert all(len(steps) == 9 and steps[0] == 0 for steps in tried)
     clips = [Known(("a", 0), made.gram, noise(1, 4))]
     monkeypatch.setattr(rehearsal, "candidates", lambda *_: tried)  # found once
     for best in tried:
         monkeypatch.setattr(rehearsal, "_distances", lambda *a, best=best: [0.1 if a[-1] == list(best) else 0.2])
-        found = rehearse(pipe, asked("steps=24"), made, clips, [2.4], QUIET)
-        assert found.best_steps(10) == list(best)
-        others = [count for count in range(25) if count != 10]
+        found = rehearse(pipe, asked("steps=18"), made, clips, [2.0], QUIET)
+        assert found.best_steps(9) == list(best)
+        others = [count for count in range(19) if count != 9]
         assert torch.equal(found.plans[others], made.plans[others])
-    assert rehearse(pipe, asked("steps=24"), made, [], [2.4], QUIET).best_steps(10) == made.best_steps(10)
+    assert rehearse(pipe, asked("steps=18"), made, [], [2.0], QUIET).best_steps(9) == made.best_steps(9)
 
 
 @pytest.mark.parametrize(

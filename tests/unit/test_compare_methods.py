@@ -1,11 +1,14 @@
 """Every method runs on a tiny random model, costs what torch counts, and leaves nothing behind."""
 
 from contextlib import ExitStack
+from dataclasses import asdict
 
 import pytest
 import torch
 from diffusers.hooks import HookRegistry
 
+from tapvideo.calibration.file import calibrate
+from tapvideo.calibration.find import own_folder
 from tapvideo.compare.clips import PLAIN
 from tapvideo.compare.config import CompareConfig
 from tapvideo.compare.flops import count_flops, counting, first_call, flop_counter
@@ -14,6 +17,7 @@ from tapvideo.compare.own import intervals
 from tapvideo.compare.runner import all_methods
 from tapvideo.compare.tuning import land
 from tapvideo.config import GenerateConfig
+from tapvideo.resolve import run_kind
 
 STEPS = 12
 SMALL = {"frames": 5, "size": 16}
@@ -25,6 +29,17 @@ FIXED = {"diffusers-magcache": {"mag_ratios": [1.0] * STEPS}, "rule-teacache": {
 @pytest.fixture
 def bench(wan):
     return make_bench(wan, SMALL)
+
+
+@pytest.fixture(autouse=True)
+def calibration(tmp_path, monkeypatch):
+    """One that fits, of random residuals."""
+    monkeypatch.setenv("TAPVIDEO_HOME", str(tmp_path))
+    kind = run_kind(GenerateConfig(steps=STEPS))
+    residuals = torch.randn(2 * STEPS, 64, generator=torch.Generator().manual_seed(0)).double().cumsum(0)
+    flat, mix = torch.ones(STEPS, dtype=torch.float64), torch.tensor([6.0, -5.0], dtype=torch.float64)
+    made = calibrate(["cond", "uncond"], residuals @ residuals.T, mix, flat, asdict(kind))
+    made.save(own_folder() / "random.safetensors")
 
 
 def make_bench(wan, shape):

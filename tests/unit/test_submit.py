@@ -135,7 +135,7 @@ def test_dry_run_prints_and_touches_nothing(prompts, queue, capsys, tmp_path):
 def test_jobs_are_submitted_in_a_chain(prompts, queue, capsys, tmp_path):
     main(["batch", *prompts, "shards=2", "--score=scenes", "--partition=gpu", "--score-flag=--partition=cpu"])
     asked, make, score = queue()
-    assert asked.startswith("squeue --noheader --me --name=tapvideo-wan_tiny-paper-batch-")
+    assert asked.startswith("squeue --noheader --me --name=tapvideo-wan_tiny-default-uncalibrated-batch-")
     assert "--partition=gpu" in make
     assert "--dependency=afterok:41 " in score
     assert "--partition=cpu" in score
