@@ -34,18 +34,16 @@ def default_presets() -> dict[str, ForecastConfig]:
         "recompute5": ForecastConfig(name="recompute5", recompute=RecomputeConfig(budget=0.05)),
         "default": ForecastConfig(name="default", family="calibrated"),
         "calibrated": ForecastConfig(name="calibrated", family="calibrated"),
-        **{
-            f"{forecast.name}-{schedule}": replace(forecast, name=f"{forecast.name}-{schedule}")
-            for schedule in BY_SPEEDUP
-            for forecast in (ForecastConfig(), _reuse())
-        },
+        "paper-spread": ForecastConfig(name="paper-spread"),
+        "paper-calibrated": ForecastConfig(name="paper-calibrated"),
+        "reuse-calibrated": replace(_reuse(), name="reuse-calibrated"),
     }
 
 
 def default_schedules() -> dict[str, str]:
     """Schedules of presets that are not on the interval, as conf/compare.yaml has them."""
-    other = {f"{name}-{schedule}": schedule for schedule in BY_SPEEDUP for name in ("paper", "reuse")}
-    return {"default": "calibrated", **other}
+    calibrated = dict.fromkeys(("default", "paper-calibrated", "reuse-calibrated"), "calibrated")
+    return {**calibrated, "paper-spread": "spread"}
 
 
 def _reuse() -> ForecastConfig:
