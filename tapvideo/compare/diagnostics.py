@@ -6,7 +6,6 @@ tokens, branches and clips; they follow from inner products (`probe.py`), so no 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -216,9 +215,8 @@ def _ranks(values: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
     return (low + high - 1).double() / 2
 
 
-def diagnose(shadow: Shadow, run: Callable[[], None], num_clips: int) -> dict[str, Any]:
-    """Figures per step, their means and a verdict, after `run` has shown the clips to the shadow."""
-    run()
+def diagnose(shadow: Shadow, num_clips: int) -> dict[str, Any]:
+    """Figures per step, their means and a verdict, after the shadow has seen its clips."""
     steps = sorted(shadow.steps)
     sums = [shadow.steps[step] for step in steps]
     errors = [s.errors() for s in sums]

@@ -22,7 +22,7 @@ from tapvideo.compare.tables import at_equal_compute, differences, render, save,
 from tapvideo.compare.tuning import Tuner, land
 from tapvideo.config import ConfigError, as_dict
 from tapvideo.console import Console
-from tapvideo.models.watch import watched
+from tapvideo.models.watch import StackCall, watched
 from tapvideo.pipeline import hide_loading_bars, load_pipeline, resolve_device
 from tapvideo.pipeline_kinds import SCHEDULERS
 from tapvideo.planning import make_plan
@@ -202,20 +202,22 @@ def _shown(work: _Run, result: ClipResult, key: str, budget: float | None, note:
 
 
 def diagnostics(work: _Run, tuned: dict[tuple[str, float], Tuned], prompts: list[str]) -> dict[str, Any]:
-    """Of TAP as it was tuned, at every budget."""
-    found: dict[str, Any] = {}
-    path = find_calibration(run_kind(work.studio.bench.config))
-    for budget in work.config.budgets:
-        settings = _tap_settings(work, tuned, budget)
-        shown = ["diagnostics", settings, prompts, work.config.seeds, path and file_sha256(path)]
-        key = work.studio.tuning_key(PLAIN, shown, budget, 0.0)
-        kept = work.studio.store.read(key)
-        if kept is None:
-            work.console.say(f"diagnostics at {budget:g} x")
-            kept = _diagnose(work, settings, prompts, path)
-            work.studio.store.write(key, kept)
-        found[f"{budget:g}x"] = kept
-    return found
+    """Of TAP as it was tuned, at every budget; the same un-accelerated runs show all of them."""
+    studio, budgets = work.studio, work.config.budgets
+    path = find_calibration(run_kind(studio.bench.config))
+    settings = {budget: _tap_settings(work, tuned, budget) for budget in budgets}
+    shown = [prompts, work.config.seeds, path and file_sha256(path)]
+    keys = {
+        budget: studio.tuning_key(PLAIN, ["diagnostics", settings[budget], *shown], budget, 0.0) for budget in budgets
+    }
+    found = {budget: studio.store.read(keys[budget]) for budget in budgets}
+    shadows = {budget: _shadow(work, settings[budget], path) for budget, kept in found.items() if kept is None}
+    if shadows:
+        _show(work, list(shadows.values()), prompts)
+    for budget, shadow in shadows.items():
+        found[budget] = diagnose(shadow, len(prompts) * len(work.config.seeds))
+        studio.store.write(keys[budget], found[budget])
+    return {f"{budget:g}x": kept for budget, kept in found.items()}
 
 
 def _tap_settings(work: _Run, tuned: dict[tuple[str, float], Tuned], budget: float) -> Settings:
@@ -227,20 +229,28 @@ def _tap_settings(work: _Run, tuned: dict[tuple[str, float], Tuned], budget: flo
     return known.settings
 
 
-def _diagnose(work: _Run, settings: Settings, prompts: list[str], calibration: Path | None) -> dict[str, Any]:
-    bench, seeds = work.studio.bench, work.config.seeds
-    tap_config = configured(bench, work.config.presets["paper"], settings).tap_config
+def _shadow(work: _Run, settings: Settings, calibration: Path | None) -> Shadow:
+    steps, presets = work.studio.bench.config.steps, work.config.presets
+    tap_config = configured(work.studio.bench, presets["paper"], settings).tap_config
     known = load_calibration(calibration) if calibration else None
-    shadow = Shadow(tap_config, make_plan(tap_config, bench.config.steps), known)
+    return Shadow(tap_config, make_plan(tap_config, steps), known)
 
-    def show() -> None:
-        for prompt in prompts:
+
+def _show(work: _Run, shadows: list[Shadow], prompts: list[str]) -> None:
+    """Un-accelerated runs of all clips."""
+    bench, seeds = work.studio.bench, work.config.seeds
+
+    def see(call: StackCall) -> None:
+        for shadow in shadows:
+            shadow.see(call)
+
+    with watched(bench.pipe.transformer, see):
+        for number, prompt in enumerate(prompts, start=1):
+            work.console.say(f"diagnostics [{number}/{len(prompts)}] {prompt}")
             for seed in seeds:
-                shadow.begin()
+                for shadow in shadows:
+                    shadow.begin()
                 sample(bench.pipe, bench.config, prompt, seed, lambda step: None)
-
-    with watched(bench.pipe.transformer, shadow.see):
-        return diagnose(shadow, show, len(prompts) * len(seeds))
 
 
 def verdicts(comparison: Comparison) -> list[str]:

@@ -19,14 +19,11 @@ STEPS = 14
 
 def shadowed(residual_at, probe_at):
     shadow = Shadow(CONFIG, make_plan(CONFIG, STEPS))
-
-    def run():
-        shadow.begin()
-        for step in range(STEPS):
-            hidden = torch.zeros(1, 5, 6)
-            shadow.see(StackCall("cond", step, None, hidden, probe_at(step), hidden + residual_at(step)))
-
-    return shadow, run
+    shadow.begin()
+    for step in range(STEPS):
+        hidden = torch.zeros(1, 5, 6)
+        shadow.see(StackCall("cond", step, None, hidden, probe_at(step), hidden + residual_at(step)))
+    return shadow
 
 
 def linear(seed):
@@ -36,7 +33,7 @@ def linear(seed):
 
 
 def test_straight_lines_are_forecast_exactly_by_order_one_and_by_the_choice():
-    found = diagnose(*shadowed(linear(0), linear(1)), num_clips=1)
+    found = diagnose(shadowed(linear(0), linear(1)), num_clips=1)
     mean = found["residual error, mean over steps"]
     assert mean["order 1, k"] < 1e-3  # a square root of rounding
     assert mean["per token"] < 1e-3
@@ -50,7 +47,7 @@ def test_errors_are_those_of_forecasts_that_are_made():
     """Second implementation: the forecast itself, against the truth."""
     generator = torch.Generator().manual_seed(3)
     residuals, probes = torch.randn(2, STEPS, 1, 5, 6, generator=generator)
-    found = diagnose(*shadowed(lambda s: residuals[s], lambda s: probes[s]), num_clips=1)
+    found = diagnose(shadowed(lambda s: residuals[s], lambda s: probes[s]), num_clips=1)
     steps = found["residual error by step"]["step"]
     for name, orders, back in (("reuse", [0], 0), ("order 2, k-1", [2], 1), ("order 1, k-4", [1], 4)):
         for index, step in enumerate(steps):
