@@ -1,6 +1,7 @@
 """A calibration made: un-accelerated clips watched, and how far an error at each step moves what comes out."""
 
 import hashlib
+import os
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -130,6 +131,9 @@ def run(config: CalibrateConfig, *, command: str = "") -> Path:
     Raises:
         ConfigError: if the config asks for what is not possible here.
     """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        raise ConfigError(f"WORLD_SIZE={ranks}: a calibration is made by one process; allowed: 1, without torchrun")
     prompts, console = read_prompts(config), Console(verbose=config.verbose)
     path = Path(config.output).expanduser() if config.output else own_folder() / f"{_name(config)}{SUFFIX}"
     clips = [(prompt, seed) for prompt in prompts for seed in config.seeds]

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from tapvideo.config import TapConfig
+from tapvideo.config import ConfigError, TapConfig
 from tapvideo.models.clock import RunClock
 from tapvideo.models.hook import attach, detach
 from tapvideo.parallel.topology import Topology, alone
@@ -57,6 +57,11 @@ class Tap:
     def __init__(
         self, modules: dict[str, nn.Module], config: TapConfig, pipeline: Any | None, topology: Topology
     ) -> None:
+        if config.needs_calibration and len(modules) > 1:
+            raise ConfigError(
+                f"tap.calibration={config.calibration!r} is of one transformer, and this pipeline has two experts; "
+                "allowed: tap.family=taylor, lagrange or reuse on schedule.kind=interval, spread or explicit"
+            )
         self.config = config
         self.topology = topology
         self._modules = modules

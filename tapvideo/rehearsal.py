@@ -82,14 +82,14 @@ def rehearse(
     for less or for more than measured, and the one that needs no calibration.
     """
     plans = calibration.plans.clone()
-    for count in sorted({round(config.steps / speedup) for speedup in speedups}) if clips else []:
+    counts = {round(config.steps / speedup) for speedup in speedups} & set(calibration.full_steps)
+    for count in sorted(counts) if clips else []:
         tried: dict[tuple[int, ...], float] = {}
         for steps in candidates(calibration, count):
             tried[steps] = _log_mean(_distances(pipe, config, calibration, clips, list(steps)))
             console.say(f"{count} full steps at {list(steps)}: {math.exp(tried[steps]):.4g} from the un-accelerated")
-        if tried:
-            plans[count] = False
-            plans[count, list(min(tried, key=lambda steps: tried[steps]))] = True
+        plans[count] = False
+        plans[count, list(min(tried, key=lambda steps: tried[steps]))] = True
     return replace(calibration, plans=plans)
 
 

@@ -3,32 +3,26 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from tapvideo.calibration import load_calibration
-from tapvideo.calibration.find import find_calibration
 from tapvideo.compare.cache_dit_peers import cache_dit_methods
 from tapvideo.compare.clips import PLAIN, Studio, versions
 from tapvideo.compare.config import CompareConfig, compare_folder, read_sets
-from tapvideo.compare.diagnostics import Shadow, diagnose
 from tapvideo.compare.diffusers_peers import diffusers_methods
 from tapvideo.compare.flops import count_flops, first_call
-from tapvideo.compare.methods import Bench, Method, Settings, Tuned
-from tapvideo.compare.own import configured, fewer_steps, on_nodes, preset
+from tapvideo.compare.methods import Bench, Method, Tuned
+from tapvideo.compare.own import fewer_steps, on_nodes, preset
 from tapvideo.compare.results import ClipResult, Comparison
 from tapvideo.compare.rules import rule_methods
-from tapvideo.compare.store import Reference, Store, file_sha256, fingerprint_weights
+from tapvideo.compare.shadows import diagnostics
+from tapvideo.compare.store import Reference, Store, fingerprint_weights
 from tapvideo.compare.tables import at_equal_compute, differences, render, save, summarise
-from tapvideo.compare.tuning import Tuner, land
+from tapvideo.compare.tuning import Tuner
 from tapvideo.config import ConfigError, as_dict
 from tapvideo.console import Console
-from tapvideo.models.watch import StackCall, watched
 from tapvideo.pipeline import hide_loading_bars, load_pipeline, resolve_device
 from tapvideo.pipeline_kinds import SCHEDULERS
-from tapvideo.planning import make_plan
 from tapvideo.record import device_name
 from tapvideo.report.compare import write_comparison_report
-from tapvideo.resolve import run_kind
 from tapvideo.run_folder import slug
 from tapvideo.sample import sample
 from tapvideo.weights import find_weights
@@ -112,7 +106,7 @@ def run(config: CompareConfig, *, command: str = "") -> Path:
             work.comparison.clips += make_job(work, methods, tuned, prompt, seed)
             write(work, methods)  # after every job: an interrupted comparison keeps what it has
     if config.diagnostics and "paper" in config.presets:
-        work.comparison.diagnostics = diagnostics(work, tuned, reporting)
+        work.comparison.diagnostics = diagnostics(work.studio, console, tuned, reporting)
     write(work, methods)
     targets = {budget: config.target(budget) for budget in config.budgets}
     console.say(render(work.comparison, targets, config.tolerance))
@@ -199,58 +193,6 @@ def _shown(work: _Run, result: ClipResult, key: str, budget: float | None, note:
     video = f"videos/{slug(result.method)}-{key[:12]}.mp4"
     work.studio.store.copy(key, "video.mp4", work.folder / video)
     return replace(result, budget=budget, note=note, video=video)
-
-
-def diagnostics(work: _Run, tuned: dict[tuple[str, float], Tuned], prompts: list[str]) -> dict[str, Any]:
-    """Of TAP as it was tuned, at every budget; the same un-accelerated runs show all of them."""
-    studio, budgets = work.studio, work.config.budgets
-    path = find_calibration(run_kind(studio.bench.config))
-    settings = {budget: _tap_settings(work, tuned, budget) for budget in budgets}
-    shown = [prompts, work.config.seeds, path and file_sha256(path)]
-    keys = {
-        budget: studio.tuning_key(PLAIN, ["diagnostics", settings[budget], *shown], budget, 0.0) for budget in budgets
-    }
-    found = {budget: studio.store.read(keys[budget]) for budget in budgets}
-    shadows = {budget: _shadow(work, settings[budget], path) for budget, kept in found.items() if kept is None}
-    if shadows:
-        _show(work, list(shadows.values()), prompts)
-    for budget, shadow in shadows.items():
-        found[budget] = diagnose(shadow, len(prompts) * len(work.config.seeds))
-        studio.store.write(keys[budget], found[budget])
-    return {f"{budget:g}x": kept for budget, kept in found.items()}
-
-
-def _tap_settings(work: _Run, tuned: dict[tuple[str, float], Tuned], budget: float) -> Settings:
-    known = tuned.get(("tap-paper", budget))
-    if known is None:
-        method, target = preset(work.config.presets["paper"]), work.config.target(budget)
-        variants = method.variants(work.studio.bench, target)
-        return land(variants[0], target, work.config.tolerance, lambda settings: target).settings
-    return known.settings
-
-
-def _shadow(work: _Run, settings: Settings, calibration: Path | None) -> Shadow:
-    steps, presets = work.studio.bench.config.steps, work.config.presets
-    tap_config = configured(work.studio.bench, presets["paper"], settings).tap_config
-    known = load_calibration(calibration) if calibration else None
-    return Shadow(tap_config, make_plan(tap_config, steps), known)
-
-
-def _show(work: _Run, shadows: list[Shadow], prompts: list[str]) -> None:
-    """Un-accelerated runs of all clips."""
-    bench, seeds = work.studio.bench, work.config.seeds
-
-    def see(call: StackCall) -> None:
-        for shadow in shadows:
-            shadow.see(call)
-
-    with watched(bench.pipe.transformer, see):
-        for number, prompt in enumerate(prompts, start=1):
-            work.console.say(f"diagnostics [{number}/{len(prompts)}] {prompt}")
-            for seed in seeds:
-                for shadow in shadows:
-                    shadow.begin()
-                sample(bench.pipe, bench.config, prompt, seed, lambda step: None)
 
 
 def verdicts(comparison: Comparison) -> list[str]:

@@ -206,6 +206,8 @@ def method_of(config: TapConfig, plan: Plan) -> Method:
 
 def _most_candidates(config: TapConfig, plan: Plan) -> int:
     """Distinct predictors of the forecast step that has most anchors and lies furthest from them."""
+    if config.family == "calibrated":
+        return 1
     full: list[float] = []
     furthest: tuple[int, float, list[float]] | None = None
     for step, kind in enumerate(plan):

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
 import torch
@@ -73,6 +73,8 @@ def make(config: PlanConfig) -> Planned:
         arch, grid, config.max_sequence_length, getattr(torch, config.dtype), 2 if config.guidance > 1 else 1,
         config.offload,
     )  # fmt: skip
+    if tap.schedule.kind == "calibrated" and tap.awaits_calibration:  # what it costs depends on how many are full
+        tap = replace(tap, schedule=replace(tap.schedule, kind="spread"))
     plan = make_plan(tap, config.steps)
     mesh = Mesh(*mesh_sizes(config.parallel, config.world))
     attention = config.parallel.attention

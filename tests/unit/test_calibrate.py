@@ -158,6 +158,14 @@ def test_a_rehearsal_keeps_what_comes_nearest(pipe, asked, monkeypatch):
         others = [count for count in range(19) if count != 9]
         assert torch.equal(found.plans[others], made.plans[others])
     assert rehearse(pipe, asked("steps=18"), made, [], [2.0], QUIET).best_steps(9) == made.best_steps(9)
+    least = made.full_steps[0]  # fewer cannot be had, and a row of their own would leave a hole
+    assert torch.equal(rehearse(pipe, asked("steps=18"), made, clips, [18 / (least - 1)], QUIET).plans, made.plans)
+
+
+def test_several_ranks_are_refused(asked, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE=2: a calibration is made by one process; allowed: 1"):
+        calibrate.run(asked())
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tapvideo.parallel.cost import Branch, Method, Share
 from tapvideo.parallel.estimate import Machine, Mesh, estimate, method_of
 from tapvideo.parallel.ledger import Tally
 from tapvideo.parallel.plan_tables import as_json, as_markdown
-from tapvideo.schedule import full_plan, interval_plan
+from tapvideo.schedule import StepKind, full_plan, interval_plan
 
 GIB = 2**30
 
@@ -338,6 +338,14 @@ def test_bad_input_is_one_line_with_key_value_and_what_is_allowed(capsys, argume
     assert (stopped.value.code, told.out) == (2, "")
     assert told.err.count("\n") == 1
     assert said in told.err
+
+
+def test_calibrated_methods_are_planned_without_a_calibration():
+    """What a run costs depends on how many steps are full, and not on which; there is one candidate and no probe."""
+    found = planned("model=wan", "tap=default", "schedule.speedup=2.5", "steps=50")
+    assert found.chosen.plan.count(StepKind.FULL) == 20
+    simpler = planned("model=wan", "tap=reuse", "schedule=spread", "schedule.speedup=2.5", "tap.anchors=3", "steps=50")
+    assert found.chosen.seconds == pytest.approx(simpler.chosen.seconds, rel=1e-3)
 
 
 def test_a_model_of_unknown_sizes_is_refused(monkeypatch):

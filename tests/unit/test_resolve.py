@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 from calibrations import made_up
 
-from tapvideo import default_config, generate
+from tapvideo import default_config, enable_tap, generate
 from tapvideo.calibration import find as finding
 from tapvideo.calibration.find import RunKind
 from tapvideo.config import ConfigError, ScheduleConfig, TapConfig
@@ -188,3 +188,6 @@ def test_the_python_api_knows_two_experts(wan, own):
     made_up(steps=16).save(own / "mine.safetensors")
     pipe.register_modules(transformer_2=wan.random_transformer(num_layers=1))
     assert default_config(pipe, steps=16, guidance=5.0, weights="org/wan").family == "taylor"
+    named = TapConfig(family="calibrated", calibration=str(own / "mine.safetensors"))
+    with pytest.raises(ConfigError, match=r"mine\.safetensors' is of one transformer, .* two experts"):
+        enable_tap(pipe, named)
