@@ -208,8 +208,9 @@ class Session:
         anchors = self.config.tap.anchors
         schedule = ScheduleConfig(kind="explicit", steps=list(range(anchors)), warmup=1, min_steps=0)
         tap = self.config.tap
-        if tap.family == "calibrated":  # for runs of its own length; this does the same work
-            tap = replace(tap, family="lagrange", orders=[anchors - 1], lookback=0.0)
+        if tap.uses_calibrated_weights:  # for runs of their own length; others do the same work
+            fixed = {"family": "lagrange", "orders": [anchors - 1], "lookback": 0.0}
+            tap = replace(tap, blend=0.0, **(fixed if tap.family == "calibrated" else {}))
         short = replace(self.config, steps=anchors + 1, schedule=schedule, tap=tap)
         with accelerated(self.pipe, short, self.topology):
             self._sample(short, prompt="", seed=0, on_step=lambda step: None)

@@ -83,7 +83,7 @@ class TapStack(nn.Module):
             config.recompute.kv_dtype, frozenset(layers) if layers else None, config.recompute.kv_offload
         )
         self._needs_probe = config.needs_probe
-        self.calibration = read_calibration(config) if config.family == "calibrated" else None
+        self.calibration = read_calibration(config) if config.uses_calibrated_weights else None
 
     def plan(self, num_steps: int) -> Plan:
         """The kinds of all steps of a run."""
@@ -188,20 +188,19 @@ class TapStack(nn.Module):
     def _forecast(self, stream: Stream, context: StepContext, state: BranchState) -> tuple[Tensor, dict[str, Any]]:
         hidden = stream.hidden
         bank = self._bank(context, state, hidden.device)
-        weights = bank.weights
         if not self._needs_probe:
-            return forecast(hidden, state.residuals, weights[:1, None]), {"labels": bank.labels[:1]}
+            return forecast(hidden, state.residuals, bank.applied[:1, None]), {"labels": bank.labels[:1]}
         depth = self._depth
         partial = self._run_blocks(stream, stop=depth)
         probe = self._block_probe(stream, partial) if depth else self._modulated(stream)
         assert probe is not None
         with exact_fp32(hidden.device):
-            error = proxy_error(gram(probe, state.probes), weights, proxy=self.config.proxy)
+            error = proxy_error(gram(probe, state.probes), bank.weights, proxy=self.config.proxy)
         judged = error
         if self.config.choice == "sample":  # of all ranks' tokens, or each rank would choose for itself
             judged = self.shard.mean_over_tokens(error).expand_as(error)
         choice, _ = select_predictor(judged, choice="token")
-        output = forecast(hidden, state.residuals, weights[choice])
+        output = forecast(hidden, state.residuals, bank.applied[choice])
         labels = bank.labels
         if state.kept is not None:
             rows = self._stale(error.gather(-1, choice[..., None]).squeeze(-1))
@@ -261,13 +260,11 @@ class TapStack(nn.Module):
         assert state.anchor_step is not None
         config, target = self.config, self._coordinate(context)
         ahead = context.step - state.anchor_step
-        branch = context.branch if self.calibration else ""
-        key = (branch, context.num_steps, *state.coords, target, ahead, device)
+        knows_branches = config.uses_calibrated_weights
+        key = (context.branch if knows_branches else "", context.num_steps, *state.coords, target, ahead, device)
         if key not in self._banks:
-            if self.calibration:
-                check_steps(config, self.calibration, context.num_steps)
-                anchors = [int(coordinate) for coordinate in state.coords]
-                bank = calibrated_bank(self.calibration.weights(branch, anchors, context.step))
+            if config.family == "calibrated":
+                bank = calibrated_bank(self._calibrated(context, state))
             else:
                 bank = candidate_bank(
                     state.coords,
@@ -278,5 +275,18 @@ class TapStack(nn.Module):
                     lookback=config.lookback,
                     spacing=config.spacing,
                 )
-            self._banks[key] = Bank(bank.weights.to(device), bank.labels)
+                if config.blend:
+                    bank = bank.blended(self._calibrated(context, state), config.blend)
+            self._banks[key] = bank.to(device)
         return self._banks[key]
+
+    def _calibrated(self, context: StepContext, state: BranchState) -> list[float]:
+        """The calibrated weights of this branch and step.
+
+        Raises:
+            ConfigError: if the calibration is of runs of another length, or knows no such branch.
+        """
+        assert self.calibration is not None
+        check_steps(self.config, self.calibration, context.num_steps)
+        anchors = [int(coordinate) for coordinate in state.coords]
+        return self.calibration.weights(context.branch, anchors, context.step)

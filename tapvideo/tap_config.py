@@ -122,6 +122,8 @@ class ForecastConfig:
     `calibrated`: one, of the weights that erred least on calibration clips."""
     calibration: str = AUTO
     """File of `tapvideo-calibrate`, or `auto`: the one that fits the run, if there is one."""
+    blend: float = 0.0
+    """Share of the calibrated weights in what is forecast; the rest is of the predictor that the probe chose."""
     orders: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Orders in the family."""
     lookback: float = 4.0
@@ -156,9 +158,12 @@ class ForecastConfig:
         at_least("tap.anchors", self.anchors, 1)
         at_least("tap.probe_depth", self.probe_depth, 1)
         positive("tap.spacing", self.spacing)
-        if self.family == "calibrated" and self.coordinate != "step":
+        at_least("tap.blend", self.blend, 0)
+        if self.blend > 1:
+            raise ConfigError(f"tap.blend={self.blend!r} is a share; allowed: 0 to 1")
+        if self.uses_calibrated_weights and self.coordinate != "step":
             raise ConfigError(
-                f"tap.coordinate={self.coordinate!r} is not for tap.family=calibrated, which knows steps; allowed: step"
+                f"tap.coordinate={self.coordinate!r} is not for calibrated weights, which know steps; allowed: step"
             )
         if not self.orders or any(o < 0 for o in self.orders):
             raise ConfigError(
@@ -173,6 +178,11 @@ class ForecastConfig:
         if candidates > _MOST_CANDIDATES:
             asked = f"tap.lookback={self.lookback!r} and tap.spacing={self.spacing!r} make {candidates} candidates"
             raise ConfigError(f"{asked}; allowed: up to {_MOST_CANDIDATES}")
+
+    @property
+    def uses_calibrated_weights(self) -> bool:
+        """Whether forecasts, and not the schedule alone, come from calibration clips."""
+        return self.family == "calibrated" or self.blend > 0
 
 
 @dataclass(kw_only=True)
@@ -192,7 +202,7 @@ class TapConfig(ForecastConfig):
     @property
     def needs_calibration(self) -> bool:
         """Whether forecasts or schedule come from calibration clips."""
-        return self.enabled and (self.family == "calibrated" or self.schedule.kind == "calibrated")
+        return self.enabled and (self.uses_calibrated_weights or self.schedule.kind == "calibrated")
 
     @property
     def awaits_calibration(self) -> bool:

@@ -32,8 +32,9 @@ def default_presets() -> dict[str, ForecastConfig]:
         "lagrange2": ForecastConfig(name="lagrange2", family="lagrange", orders=[2], lookback=0.0),
         "recompute": ForecastConfig(name="recompute", recompute=RecomputeConfig(budget=0.1)),
         "recompute5": ForecastConfig(name="recompute5", recompute=RecomputeConfig(budget=0.05)),
-        "default": ForecastConfig(name="default", family="calibrated"),
+        "default": ForecastConfig(name="default", blend=0.5),
         "calibrated": ForecastConfig(name="calibrated", family="calibrated"),
+        "calibrated-interval": ForecastConfig(name="calibrated-interval", family="calibrated"),
         "paper-spread": ForecastConfig(name="paper-spread"),
         "paper-calibrated": ForecastConfig(name="paper-calibrated"),
         "reuse-calibrated": replace(_reuse(), name="reuse-calibrated"),
@@ -42,7 +43,7 @@ def default_presets() -> dict[str, ForecastConfig]:
 
 def default_schedules() -> dict[str, str]:
     """Schedules of presets that are not on the interval, as conf/compare.yaml has them."""
-    calibrated = dict.fromkeys(("default", "paper-calibrated", "reuse-calibrated"), "calibrated")
+    calibrated = dict.fromkeys(("default", "calibrated", "paper-calibrated", "reuse-calibrated"), "calibrated")
     return {**calibrated, "paper-spread": "spread"}
 
 

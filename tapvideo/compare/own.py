@@ -50,12 +50,14 @@ def fewer_steps(scheduler: str, label: str) -> Method:
 def preset(forecast: ForecastConfig, schedule: str = "interval") -> Method:
     """TAP with one of its forecasts, on a schedule."""
     shape = {key: value for key, value in asdict(forecast).items() if key not in _NOT_SETTINGS}
+    if not forecast.blend:
+        del shape["blend"]
 
     def variants(bench: Bench, target: float) -> list[Variant]:
         # What recomputed tokens cost is seen in a run only.
         predict = None if forecast.recompute.budget else partial(_planned_passes, bench, forecast)
         known = shape
-        if forecast.family == "calibrated" or schedule == "calibrated":
+        if forecast.uses_calibrated_weights or schedule == "calibrated":
             known = {**shape, "calibration": file_sha256(_calibration(bench))[:16]}
         if schedule in BY_SPEEDUP:
             knob = Knob("full_steps", values=tuple(_counts(bench, schedule)), rising=True)

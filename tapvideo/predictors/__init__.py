@@ -1,7 +1,7 @@
 """Families of predictors: anchor coordinates in, one weight vector per candidate out; no features in sight."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -17,15 +17,27 @@ FAMILIES = {"taylor": taylor_weights, "lagrange": lagrange_weights, "reuse": reu
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """Candidates of one step: row p of `weights` times the anchors (newest first) is the forecast of candidate p."""
+    """Candidates of one step: row p of the weights times the anchors (newest first) is the forecast of candidate p."""
 
     weights: Float[Tensor, "p k"]
+    """Of the probe's forecast, by which candidates are judged."""
     labels: tuple[str, ...]
+    applied: Float[Tensor, "p k"]
+    """Of the residual's."""
+
+    def blended(self, other: Sequence[float], share: float) -> "Bank":
+        """The same candidates, judged alike, with a share of other weights in what they apply."""
+        return replace(self, applied=torch.lerp(self.applied, torch.tensor(list(other)).to(self.applied), share))
+
+    def to(self, device: torch.device) -> "Bank":
+        """On a device."""
+        return replace(self, weights=self.weights.to(device), applied=self.applied.to(device))
 
 
 def calibrated_bank(weights: Sequence[float]) -> Bank:
     """The one candidate whose weights a calibration has found."""
-    return Bank(torch.tensor([list(weights)], dtype=torch.float32), ("calibrated",))
+    row = torch.tensor([list(weights)], dtype=torch.float32)
+    return Bank(row, ("calibrated",), row)
 
 
 def candidate_bank(
@@ -55,16 +67,17 @@ def candidate_bank(
     """
     rows: list[list[float]] = []
     labels: list[str] = []
-    weights = FAMILIES[family]
+    weights_of = FAMILIES[family]
     for order in orders:
         for back in _distances_back(steps_ahead, lookback, spacing):
             usable = min(order, len(coords) - 1)
             distance = coords[0] + (target - coords[0]) * (1 - back / steps_ahead)
-            row = weights(coords, distance, order=usable)
+            row = weights_of(coords, distance, order=usable)
             if row not in rows:
                 rows.append(row)
                 labels.append(_label(row, usable, back))
-    return Bank(torch.tensor(rows, dtype=torch.float32), tuple(labels))
+    weights = torch.tensor(rows, dtype=torch.float32)
+    return Bank(weights, tuple(labels), weights)
 
 
 def _distances_back(steps_ahead: float, lookback: float, spacing: float) -> list[float]:
