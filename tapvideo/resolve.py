@@ -102,10 +102,10 @@ def _without(config: Config, why: str) -> Config:
         asked = f"tap.calibration={config.tap.calibration!r} cannot be used: {why}"
         raise ConfigError(f"{asked}; allowed: tap=paper schedule=spread")
     tap, schedule = config.tap, config.schedule
-    if tap.family != "calibrated":
-        tap = replace(tap, name=f"{tap.name}-uncalibrated", blend=0.0)
-    else:
+    if tap.family == "calibrated":
         tap = replace(fallback_forecast(tap.name), maps=tap.maps, recompute=tap.recompute)
+    elif tap.blend:
+        tap = replace(tap, name=f"{tap.name}-uncalibrated", blend=0.0)
     if schedule.kind == "calibrated":
         schedule = replace(schedule, kind="spread")
     logger.warning("tapvideo: forecasting without a calibration, because %s", why)

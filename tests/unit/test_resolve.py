@@ -176,18 +176,18 @@ def test_the_python_api_finds_the_same(wan, own):
     made = made_up(steps=16)
     made.save(own / "mine.safetensors")
     found = default_config(pipe, steps=16, guidance=5, speedup=2.0, weights="org/wan")
-    assert (found.family, found.calibration) == ("calibrated", str(own / "mine.safetensors"))
+    assert (found.family, found.blend, found.calibration) == ("taylor", 0.5, str(own / "mine.safetensors"))
     assert [s for s, kind in enumerate(make_plan(found, 16)) if kind is StepKind.FULL] == made.best_steps(8)
     for other in ({"steps": 17}, {"guidance": 4.0}, {"weights": "org/other"}, {"weights": None}):
         asked = {"steps": 16, "guidance": 5.0, "weights": "org/wan"} | other
-        assert default_config(pipe, **asked).family == "taylor"
+        assert default_config(pipe, **asked).blend == 0
 
 
 def test_the_python_api_knows_two_experts(wan, own):
     pipe = wan.random_pipeline(num_layers=1)
     made_up(steps=16).save(own / "mine.safetensors")
     pipe.register_modules(transformer_2=wan.random_transformer(num_layers=1))
-    assert default_config(pipe, steps=16, guidance=5.0, weights="org/wan").family == "taylor"
+    assert default_config(pipe, steps=16, guidance=5.0, weights="org/wan").blend == 0
     named = TapConfig(family="calibrated", calibration=str(own / "mine.safetensors"))
     with pytest.raises(ConfigError, match=r"mine\.safetensors' is of one transformer, .* two experts"):
         enable_tap(pipe, named)
