@@ -45,7 +45,7 @@ def test_two_ranks_write_what_one_writes(overrides, tmp_path):
     assert two["mesh"] == {"dp": 1, "cfg": 1, "sp": 2}
     assert two["messages"]["forecast"].keys() == {"output"}  # all that a forecast step tells
     assert out.count("ranks: dp 1 x cfg 1 x sp 2") == out.count("report.html") == 1
-    assert err.count("baseline:   0%") == err.count("paper:   0%") == 1  # one bar each, of one rank
+    assert err.count("baseline:   0%") == err.count("default-uncalibrated:   0%") == 1  # one bar each, of one rank
 
     shared = read_mp4(folder / two["clips"][0]["video"])
     single = subprocess.run([sys.executable, LAUNCHER, *overrides], env=QUIET, check=True, timeout=240)
