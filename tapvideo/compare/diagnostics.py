@@ -263,7 +263,8 @@ def verdict(mean: dict[str, float]) -> str:
     )
     calibrated = ""
     if CALIBRATED in mean:
-        calibrated = f" Calibrated weights, the same for all tokens and clips: {mean[CALIBRATED]:.4f}."
+        fitted = "fitted to the guided sum, in which errors of branches cancel"
+        calibrated = f" Calibrated weights ({fitted}), the same for all tokens and clips: {mean[CALIBRATED]:.4f}."
     return (
         f"The choice per token {earns}: residual error {own:.4f} against {rival:.4f} of {name} "
         f"({abs(gain):.1%} {'less' if gain >= 0 else 'more'}); {bounds}, a random choice {mean['random']:.4f}."

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from tapvideo.compare.results import Comparison, MethodSummary
+from tapvideo.compare.results import Comparison, MethodSummary, ours
 from tapvideo.report.compare_answer import full_steps
 from tapvideo.report.compare_methods import Method, list_methods
 from tapvideo.report.compare_metrics import Metric
@@ -20,16 +20,18 @@ from tapvideo.video_io import atomic_path
 
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _INK, _MUTED, _LINE = "#13191d", "#56646d", "#dfe5e8"
-_DODGE = 0.009  # of the logarithmic range: points of one budget stand beside each other
+_DODGE, _MOST_DODGE = 0.009, 0.09  # points of one budget stand beside each other: so far apart, so far in all
+_LINES = 0.21  # inches of a line of the legend
 _MAX_LABEL = 40
 
 
 def draw_frontier(path: Path, comparison: Comparison, metric: Metric | None) -> None:
     """Write the plot; without a figure to show it says so."""
-    figure = Figure(figsize=(12.4, 5.6), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     methods = [m for m in list_methods(comparison) if not m.is_reference]
     drawn = [m for m in methods if metric and _rows(comparison, m, metric, "full_passes", "speedup")]
+    lines = len(drawn) + len({m.family for m in drawn}) + 2
+    figure = Figure(figsize=(12.4, max(5.6, _LINES * lines)), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
     if metric is None or not drawn:
         figure.text(0.5, 0.5, "No method has a figure to draw.", ha="center", color=_MUTED)
     else:
@@ -53,15 +55,17 @@ def _rows(comparison: Comparison, method: Method, metric: Metric, *axes: str) ->
 
 def _panel(axes: Axes, comparison: Comparison, methods: Sequence[Method], metric: Metric, axis: str) -> None:
     places: list[float] = []
+    own, apart = ours(m.key for m in methods), min(_DODGE, _MOST_DODGE / len(methods))
     for i, method in enumerate(methods):
         rows = sorted(_rows(comparison, method, metric, axis), key=lambda r: getattr(r, axis))
-        shift = math.exp(_DODGE * (i - (len(methods) - 1) / 2)) if axis == "full_passes" else 1.0
+        shift = math.exp(apart * (i - (len(methods) - 1) / 2)) if axis == "full_passes" else 1.0
         x = [getattr(r, axis) * shift for r in rows]
         y = [_float(r.mean[metric.key]) for r in rows]
         places += x
         axes.errorbar(
             x, y, yerr=_arms(rows, metric), color=method.on_light, marker=MARKS[method.mark], markersize=6,
-            markeredgecolor="white", markeredgewidth=0.6, linewidth=1.4, elinewidth=1, capsize=0, zorder=3,
+            markeredgecolor="white", markeredgewidth=0.6, linewidth=3.0 if method.key == own else 1.2, elinewidth=1,
+            capsize=0, zorder=4 if method.key == own else 3,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.grid(color=_LINE, linewidth=0.8)

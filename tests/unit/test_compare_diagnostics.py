@@ -146,4 +146,4 @@ def test_verdict_tells_of_calibrated_weights_apart():
     assert "Calibrated" not in verdict(mean)
     text = verdict({**mean, "calibrated": 0.5})
     assert "earns its keep" in text  # they need no probe, and are no choice
-    assert text.endswith("Calibrated weights, the same for all tokens and clips: 0.5000.")
+    assert text.endswith("the same for all tokens and clips: 0.5000.")
