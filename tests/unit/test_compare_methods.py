@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers.hooks import HookRegistry
 
+from tapvideo.calibration import load_calibration
 from tapvideo.calibration.file import calibrate
 from tapvideo.calibration.find import own_folder
 from tapvideo.compare.clips import PLAIN
@@ -17,7 +18,9 @@ from tapvideo.compare.own import intervals
 from tapvideo.compare.runner import all_methods
 from tapvideo.compare.tuning import land
 from tapvideo.config import GenerateConfig
+from tapvideo.planning import make_plan
 from tapvideo.resolve import run_kind
+from tapvideo.schedule import StepKind, spread_plan
 
 STEPS = 12
 SMALL = {"frames": 5, "size": 16}
@@ -108,6 +111,19 @@ def test_method_that_cannot_run_raises_and_leaves_nothing_behind(wan, bench, key
         run(wan, bench, METHODS[key], settings_of(bench, key))
     assert torch.equal(wan.denoise(bench.pipe, steps=STEPS, **SMALL), plain)
     assert not HookRegistry.check_if_exists_or_initialize(bench.pipe.transformer).hooks
+
+
+@pytest.mark.parametrize("key", ["tap-default", "tap-calibrated", "tap-paper-calibrated", "tap-paper-spread"])
+def test_full_steps_lie_where_the_schedule_says(wan, bench, key):
+    settings = settings_of(bench, key) | {"full_steps": 6}
+    (path,) = own_folder().iterdir()
+    spread = [step for step, kind in enumerate(spread_plan(STEPS, count=6)) if kind is StepKind.FULL]
+    calibrated = load_calibration(path).best_steps(6)
+    assert spread != calibrated
+    with METHODS[key].apply(bench, settings) as config:
+        plan = make_plan(config.tap_config, STEPS)
+    full = [step for step, kind in enumerate(plan) if kind is StepKind.FULL]
+    assert full == (spread if key.endswith("spread") else calibrated)
 
 
 PREDICTED = [k for k in METHODS if k.startswith(("tap-", "steps-", "diffusers-taylorseer")) and "recompute" not in k]

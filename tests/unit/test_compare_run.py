@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from tapvideo.compare import clips, run, runner
+from tapvideo.compare import clips, run, runner, shadows
 from tapvideo.compare.config import CompareConfig
 from tapvideo.compare.flops import count_flops, first_call
 from tapvideo.compare.methods import Bench, Knob, Method, Variant
@@ -64,6 +64,7 @@ def made(wan, monkeypatch):
 
     monkeypatch.setattr(runner, "open_studio", open_studio)
     monkeypatch.setattr(clips, "sample", counted)
+    monkeypatch.setattr(shadows, "sample", counted)
     monkeypatch.setattr(runner, "write_comparison_report", lambda folder, comparison: folder)
     return prompts
 
@@ -104,6 +105,15 @@ def test_comparison_leaves_results_and_goes_on_where_it_was(config, made):
     del made[:]
     run(config, command="this")
     assert made == ["tune"] + [clip["prompt"]] * 2  # the clip, and its un-accelerated neighbour in time for the ratio
+
+
+def test_diagnostics_of_all_budgets_come_from_the_same_runs(config, made):
+    config.methods, config.budgets = ["tap-paper"], [2.0, 3.0]
+    found = read_comparison(run(config))
+    assert made[-2:] == ["one", "two"]  # once each, after all clips
+    assert made.count("one") == made.count("two")
+    errors = [found.diagnostics[budget]["residual error, mean over steps"]["per token"] for budget in ("2x", "3x")]
+    assert errors[0] < errors[1]
 
 
 def test_method_that_fails_on_the_way_is_a_row_and_the_rest_goes_on(config, made, monkeypatch):

@@ -54,6 +54,16 @@ def test_differences_are_paired_by_prompt_and_seed():
     assert differences([*ours, *theirs], ["peer"], 3.0) == []
 
 
+def test_the_default_speaks_for_us_and_the_paper_where_it_was_not_run():
+    clips = [clip(m, p, psnr=v) for m, v in (("tap-paper", 20.0), ("peer", 25.0), ("tap-default", 30.0)) for p in "ab"]
+    found = differences(clips, ["tap-default", "tap-paper", "peer"], 2.0)
+    assert {(d.method, d.rival): d.mean for d in found if d.metric == "psnr"} == {
+        ("tap-default", "tap-paper"): 10.0, ("tap-default", "peer"): 5.0,
+    }  # fmt: skip
+    (psnr, _) = differences(clips[:4], ["peer"], 2.0)
+    assert (psnr.method, psnr.mean) == ("tap-paper", -5.0)
+
+
 def test_one_prompt_gives_no_interval_and_no_difference():
     assert differences([clip("tap-paper"), clip("peer")], ["peer"], 2.0) == []
 

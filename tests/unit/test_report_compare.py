@@ -10,6 +10,7 @@ from pathlib import Path
 import comparison_sample as sample
 import pytest
 from comparison_sample import NASTY, REFERENCE, make_comparison
+from PIL import Image
 
 from tapvideo.cli import report as cli
 from tapvideo.compare.results import Comparison
@@ -209,6 +210,17 @@ def test_twelve_methods_at_four_budgets(tmp_path: Path, folder: Path):
     assert len({(m["mark"], a) for m, a in zip(page.payload["methods"], _colours(page), strict=True)}) == 13
     write_comparison_report(tmp_path, many)
     assert (tmp_path / "frontier.png").stat().st_size > 50_000
+
+
+def test_a_frontier_of_many_methods_has_room_for_all_their_names(tmp_path: Path, small: Comparison):
+    (row,) = (r for r in small.table if (r.method, r.budget) == ("tap-paper", 2.0))
+    rows = [replace(row, method=f"tap-{i}", label=f"TAP, {i}") for i in range(40)]
+    for name, found in (("few", small), ("many", replace(small, table=[*small.table, *rows]))):
+        (tmp_path / name).mkdir()
+        write_comparison_report(tmp_path / name, found)
+    (width, few), (same, many) = (Image.open(tmp_path / name / "frontier.png").size for name in ("few", "many"))
+    assert (width, few) == (same, 840)
+    assert many > 40 * 0.2 * 150  # inches a line, dots an inch
 
 
 def _colours(page: Page) -> list[str]:

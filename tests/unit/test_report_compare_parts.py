@@ -97,6 +97,12 @@ def test_tap_ahead_names_the_second():
     assert sentence(found).endswith(expected)
 
 
+def test_tap_ahead_is_set_against_others_and_not_against_its_own_parts():
+    rows = [row(m, 2.0, psnr=v) for m, v in (("tap-paper", 31.0), ("tap-default", 32.0), ("y", 20.0))]
+    assert sentence(comparison(*rows)).endswith("12.00 dB ahead of Y.")
+    assert sentence(comparison(*rows[:2])).endswith("1.00 dB ahead of TAP-PAPER.")
+
+
 def test_an_interval_across_zero_settles_nothing():
     found = comparison(row("x", 2.0, psnr=31.0), row("tap-paper", 2.0, psnr=30.0))
     found.differences = [difference("tap-paper", "x", -0.9, -2.0, 0.3)]
