@@ -77,23 +77,9 @@ def default_config(
         named = f"builtin:{Path(named).name}"
     found = find_calibration(_kind(pipe.scheduler, named, steps, guidance))
     if found is None or getattr(pipe, "transformer_2", None) is not None:
-        return TapConfig(**_plain(fallback_forecast("default")), schedule=fallback_schedule(speedup))
+        return TapConfig(name=_without_name("default"), schedule=ScheduleConfig(kind="spread", speedup=speedup))
     schedule = ScheduleConfig(kind="calibrated", speedup=speedup)
     return TapConfig(name="default", blend=DEFAULT_BLEND, calibration=str(found), schedule=schedule)
-
-
-def fallback_forecast(name: str) -> ForecastConfig:
-    """What stands in for calibrated weights."""
-    return ForecastConfig(name=f"{name}-uncalibrated")
-
-
-def fallback_schedule(speedup: float) -> ScheduleConfig:
-    """What stands in for a calibrated schedule."""
-    return ScheduleConfig(kind="spread", speedup=speedup)
-
-
-def _plain(forecast: ForecastConfig) -> dict[str, Any]:
-    return {name: getattr(forecast, name) for name in ForecastConfig.__dataclass_fields__}
 
 
 def _without(config: Config, why: str) -> Config:
@@ -103,13 +89,18 @@ def _without(config: Config, why: str) -> Config:
         raise ConfigError(f"{asked}; allowed: tap=paper schedule=spread")
     tap, schedule = config.tap, config.schedule
     if tap.family == "calibrated":
-        tap = replace(fallback_forecast(tap.name), maps=tap.maps, recompute=tap.recompute)
+        tap = replace(ForecastConfig(name=_without_name(tap.name)), maps=tap.maps, recompute=tap.recompute)
     elif tap.blend:
-        tap = replace(tap, name=f"{tap.name}-uncalibrated", blend=0.0)
+        tap = replace(tap, name=_without_name(tap.name), blend=0.0)
     if schedule.kind == "calibrated":
         schedule = replace(schedule, kind="spread")
     logger.warning("tapvideo: forecasting without a calibration, because %s", why)
     return replace(config, tap=tap, schedule=schedule)
+
+
+def _without_name(name: str) -> str:
+    """What reports call a method that goes without its calibration."""
+    return f"{name}-uncalibrated"
 
 
 def _kind(scheduler: Any, weights: str, steps: int, guidance: float) -> RunKind:
