@@ -12,6 +12,16 @@ from torch import Tensor
 from tapvideo.parallel.kept import KeptKV
 
 
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """Where the denoising loop stands when the stack is called."""
+
+    branch: str
+    step: int
+    num_steps: int
+    sigma: float | None = None
+
+
 @dataclass(slots=True)
 class BranchState:
     """Anchors of one guidance branch, newest first, and where its run stands."""
@@ -29,6 +39,13 @@ class BranchState:
     num_calls: int = 0
     kept: KeptKV | None = None
     """Keys and values of every layer, where tokens are recomputed."""
+    companion: "BranchState | None" = None
+    """Anchors of the second sequence, where the blocks change two."""
+
+    def beside(self) -> "BranchState":
+        """The companion's anchors, which may be the first."""
+        self.companion = self.companion or BranchState(self.depth)
+        return self.companion
 
     def push(self, step: int, coord: float, probe: Tensor | None, residual: Float[Tensor, "b n d"]) -> None:
         """Store a full step as the newest anchor and drop the oldest beyond `depth`.
@@ -53,6 +70,8 @@ class BranchState:
         """Keep the newest `count` anchors."""
         for kept in (self.coords, self.residuals, self.probes):
             del kept[count:]
+        if self.companion is not None:
+            self.companion.trim(count)
 
     def release(self) -> None:
         """Let go of everything that takes room."""
@@ -68,5 +87,6 @@ class BranchState:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all anchors, kept K/V apart."""
-        return sum(t.numel() * t.element_size() for t in (*self.probes, *self.residuals))
+        """Bytes of all anchors, the companion's too, kept K/V apart."""
+        own = sum(t.numel() * t.element_size() for t in (*self.probes, *self.residuals))
+        return own + (self.companion.num_bytes if self.companion else 0)

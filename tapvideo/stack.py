@@ -2,21 +2,22 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tapvideo.banks import Banks
 from tapvideo.chunks import exact_fp32
 from tapvideo.config import ConfigError, TapConfig
-from tapvideo.history import BranchState
+from tapvideo.history import BranchState, StepContext
 from tapvideo.parallel.attention import Rows
 from tapvideo.parallel.kept import KeepOptions, KeptKV
 from tapvideo.parallel.shard import TokenShard
-from tapvideo.planning import check_steps, make_plan, read_calibration
-from tapvideo.predictors import Bank, calibrated_bank, candidate_bank
+from tapvideo.planning import make_plan
+from tapvideo.predictors import Bank
 from tapvideo.probe import gram, proxy_error
 from tapvideo.recompute import stale_tokens
 from tapvideo.schedule import Plan, StepKind
@@ -31,16 +32,6 @@ RECOMPUTED = "recomputed"
 
 RECOMPUTE = "recompute"
 """What the ledger calls a forecast step on which tokens are recomputed."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepContext:
-    """Where the denoising loop stands when the stack is called."""
-
-    branch: str
-    step: int
-    num_steps: int
-    sigma: float | None = None
 
 
 class TapStack(nn.Module):
@@ -78,12 +69,11 @@ class TapStack(nn.Module):
         self.gathers = False
         """Give out all ranks' tokens: more bytes than after the head, which then need not know of ranks."""
         self._plans: dict[int, Plan] = {}
-        self._banks: dict[tuple, Bank] = {}
+        self._banks = Banks(config)
         self.keep = KeepOptions(
             config.recompute.kv_dtype, frozenset(layers) if layers else None, config.recompute.kv_offload
         )
         self._needs_probe = config.needs_probe
-        self.calibration = read_calibration(config) if config.uses_calibrated_weights else None
 
     def plan(self, num_steps: int) -> Plan:
         """The kinds of all steps of a run."""
@@ -119,8 +109,7 @@ class TapStack(nn.Module):
             if kind is StepKind.FULL:
                 output, record = self._full(stream, context, state)
             else:
-                hidden, record = self._forecast(stream, context, state)
-                output = replace(stream, hidden=hidden)
+                output, record = self._forecast(stream, context, state)
         record["stack"] = watch
         self.trace.records.append(
             StepRecord(context.branch, context.step, context.num_steps, kind, sigma=context.sigma, **record)
@@ -174,42 +163,52 @@ class TapStack(nn.Module):
         device = stream.hidden.device
         state.trim(state.depth - 1)  # the oldest makes room before the blocks need it
         with timed(device) as before, torch.no_grad():
-            probe = self._modulated(stream)
+            probes = [self._modulated(part) for part in _parts(stream)]
         depth, kept = self._depth, self._kept(state)
         partial = self._run_blocks(stream, stop=depth, kept=kept)
         output = self._run_blocks(partial, start=depth, kept=kept)
         with timed(device) as after, torch.no_grad():
-            probe = self._block_probe(stream, partial) if depth else probe
-            state.push(context.step, self._coordinate(context), probe, output.hidden - stream.hidden)
+            if depth:
+                probes = [self._block_probe(*both) for both in zip(_parts(stream), _parts(partial), strict=True)]
+            coordinate = self._banks.coordinate(context)
+            for given, made, probe, anchors in zip(
+                _parts(stream), _parts(output), probes, _anchors(stream, state), strict=True
+            ):
+                anchors.push(context.step, coordinate, probe, made.hidden - given.hidden)
         self.trace.note_bytes(context.branch, anchors=state.num_bytes, kv=kept.num_bytes if kept else 0)
         return output, {"overhead": (before, after)}
 
     @torch.no_grad()
-    def _forecast(self, stream: Stream, context: StepContext, state: BranchState) -> tuple[Tensor, dict[str, Any]]:
-        hidden = stream.hidden
-        bank = self._bank(context, state, hidden.device)
+    def _forecast(self, stream: Stream, context: StepContext, state: BranchState) -> tuple[Stream, dict[str, Any]]:
+        bank = self._banks.bank(context, state, stream.hidden.device)
         if not self._needs_probe:
-            return forecast(hidden, state.residuals, bank.applied[:1, None]), {"labels": bank.labels[:1]}
-        depth = self._depth
-        partial = self._run_blocks(stream, stop=depth)
-        probe = self._block_probe(stream, partial) if depth else self._modulated(stream)
-        assert probe is not None
-        with exact_fp32(hidden.device):
-            error = proxy_error(gram(probe, state.probes), bank.weights, proxy=self.config.proxy)
+            weights = [bank.applied[:1, None] for _ in _parts(stream)]
+            return _forecast_parts(stream, state, weights), {"labels": bank.labels[:1]}
+        partial = self._run_blocks(stream, stop=self._depth)
+        parts = zip(_parts(stream), _parts(partial), _anchors(stream, state), strict=True)
+        error, *beside = [self._errors(*part, bank) for part in parts]
         judged = error
         if self.config.choice == "sample":  # of all ranks' tokens, or each rank would choose for itself
             judged = self.shard.mean_over_tokens(error).expand_as(error)
         choice, _ = select_predictor(judged, choice="token")
-        output = forecast(hidden, state.residuals, bank.applied[choice])
-        labels = bank.labels
+        # A companion is whole on every rank: each of them sees all there is to choose by.
+        choices = [choice, *(select_predictor(own, choice=self.config.choice)[0] for own in beside)]
+        output, labels = _forecast_parts(stream, state, [bank.applied[own] for own in choices]), bank.labels
         if state.kept is not None:
             rows = self._stale(error.gather(-1, choice[..., None]).squeeze(-1))
             if rows.own is not None and sum(rows.counts):
-                self._recompute(output, stream, rows, state.kept)
+                output = self._recompute(output, stream, rows, state.kept)
                 choice, labels = choice.index_fill(1, rows.own, len(labels)), (*labels, RECOMPUTED)
         shares = (choice[..., None] == torch.arange(len(labels), device=choice.device)).float().mean((0, 1))
         kept = choice.to(torch.int8) if self.config.maps else None
         return output, {"labels": labels, "choice": kept, "shares": shares}
+
+    def _errors(self, stream: Stream, partial: Stream, anchors: BranchState, bank: Bank) -> Float[Tensor, "b n p"]:
+        """Of every candidate for every token; `partial` is what the probe's blocks made of the stream."""
+        probe = self._block_probe(stream, partial) if self._depth else self._modulated(stream)
+        assert probe is not None
+        with exact_fp32(stream.hidden.device):
+            return proxy_error(gram(probe, anchors.probes), bank.weights, proxy=self.config.proxy)
 
     def _stale(self, error: Float[Tensor, "b n"]) -> Rows:
         """The tokens to recompute, agreed on by all ranks: every rank sees the errors of all."""
@@ -217,15 +216,19 @@ class TapStack(nn.Module):
         stale = stale_tokens(self.shard.gather_errors(error), threshold=recompute.threshold, budget=recompute.budget)
         return self.shard.some_rows(stale)
 
-    def _recompute(self, output: Tensor, stream: Stream, rows: Rows, kept: KeptKV) -> None:
-        """Run these tokens through the blocks, on all tokens' kept K/V, and write them over their forecast."""
+    def _recompute(self, output: Stream, stream: Stream, rows: Rows, kept: KeptKV) -> Stream:
+        """These tokens as the blocks make them, on all tokens' kept K/V, written over their forecast.
+
+        A companion goes through the blocks as a whole, as text does: recomputed tokens attend to it.
+        """
         assert rows.own is not None
         self.shard.comm.ledger.turn(self.shard.comm.ledger.step, RECOMPUTE)
         self.shard.attention.begin(rows, kept)
         fresh = self.adapter.take_tokens(stream, rows.own)
         for block in self.blocks:
             fresh = self.adapter.run(block, fresh)
-        output.index_copy_(1, rows.own, fresh.hidden)
+        output.hidden.index_copy_(1, rows.own, fresh.hidden)
+        return replace(output, companion=fresh.companion)
 
     def _kept(self, state: BranchState) -> KeptKV | None:
         """Where the layers of this branch keep their K/V; None where nothing is ever recomputed."""
@@ -246,47 +249,22 @@ class TapStack(nn.Module):
     def _block_probe(self, stream: Stream, partial: Stream) -> Tensor:
         return partial.hidden - stream.hidden if self.config.probe == "block_residual" else partial.hidden
 
-    def _coordinate(self, context: StepContext) -> float:
-        if self.config.coordinate == "step":
-            return float(context.step)
-        if context.sigma is None:
-            raise ConfigError(
-                "tap.coordinate='sigma' needs a pipeline that tells sigma, and this one does not; allowed here: step"
-            )
-        return context.sigma
 
-    def _bank(self, context: StepContext, state: BranchState, device: torch.device) -> Bank:
-        """The candidates of this step; runs of the same plan share them, and branches unless weights are calibrated."""
-        assert state.anchor_step is not None
-        config, target = self.config, self._coordinate(context)
-        ahead = context.step - state.anchor_step
-        knows_branches = config.uses_calibrated_weights
-        key = (context.branch if knows_branches else "", context.num_steps, *state.coords, target, ahead, device)
-        if key not in self._banks:
-            if config.family == "calibrated":
-                bank = calibrated_bank(self._calibrated(context, state))
-            else:
-                bank = candidate_bank(
-                    state.coords,
-                    target,
-                    steps_ahead=ahead,
-                    family=config.family,
-                    orders=config.orders,
-                    lookback=config.lookback,
-                    spacing=config.spacing,
-                )
-                if config.blend:
-                    bank = bank.blended(self._calibrated(context, state), config.blend)
-            self._banks[key] = bank.to(device)
-        return self._banks[key]
+def _parts(stream: Stream) -> list[Stream]:
+    """The sequences that the blocks change: the video's tokens, and a companion's where there is one."""
+    return [stream] if stream.companion is None else [stream, stream.companion]
 
-    def _calibrated(self, context: StepContext, state: BranchState) -> list[float]:
-        """The calibrated weights of this branch and step.
 
-        Raises:
-            ConfigError: if the calibration is of runs of another length, or knows no such branch.
-        """
-        assert self.calibration is not None
-        check_steps(self.config, self.calibration, context.num_steps)
-        anchors = [int(coordinate) for coordinate in state.coords]
-        return self.calibration.weights(context.branch, anchors, context.step)
+def _anchors(stream: Stream, state: BranchState) -> list[BranchState]:
+    """Of these sequences."""
+    return [state] if stream.companion is None else [state, state.beside()]
+
+
+def _forecast_parts(stream: Stream, state: BranchState, weights: Sequence[Tensor]) -> Stream:
+    """What the blocks would make of these sequences, as their anchors foretell it."""
+    hidden, *beside = [
+        forecast(part.hidden, anchors.residuals, own)
+        for part, anchors, own in zip(_parts(stream), _anchors(stream, state), weights, strict=True)
+    ]
+    companion = replace(stream.companion, hidden=beside[0]) if stream.companion is not None else None
+    return replace(stream, hidden=hidden, companion=companion)

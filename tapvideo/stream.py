@@ -17,6 +17,9 @@ class Stream:
     """A text stream that the blocks change too; every rank has all of it, and it is never forecast."""
     rest: tuple[Any, ...] = ()
     """What all blocks get alike: timesteps, rotary tables, masks, and text that is only attended to."""
+    companion: "Stream | None" = None
+    """A second sequence, of a width of its own, that the same blocks change (LTX-2's sound): every rank has all of it,
+    and it is forecast as the first is, from anchors of its own and by its own errors."""
 
 
 @runtime_checkable
@@ -44,5 +47,5 @@ class StreamAdapter(Protocol):
         ...
 
     def take_tokens(self, stream: Stream, positions: Int64[Tensor, " n"]) -> Stream:
-        """The stream of the tokens at these positions of a sequence, ascending; its text stays whole."""
+        """The stream of the tokens at these positions, ascending; its text and its companion stay whole."""
         ...

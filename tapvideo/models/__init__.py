@@ -11,6 +11,7 @@ from tapvideo.models.flux import FluxAdapter
 from tapvideo.models.hunyuan import HunyuanAdapter
 from tapvideo.models.hunyuan15 import Hunyuan15Adapter
 from tapvideo.models.ltx import LTXAdapter
+from tapvideo.models.ltx2 import LTX2Adapter
 from tapvideo.models.mochi import MochiAdapter
 from tapvideo.models.qwen import QwenAdapter
 from tapvideo.models.skyreels import SkyReelsAdapter
@@ -23,6 +24,7 @@ ADAPTERS: dict[str, type[ModelAdapter]] = {
     "HunyuanVideoTransformer3DModel": HunyuanAdapter,
     "HunyuanVideo15Transformer3DModel": Hunyuan15Adapter,
     "LTXVideoTransformer3DModel": LTXAdapter,
+    "LTX2VideoTransformer3DModel": LTX2Adapter,
     "MochiTransformer3DModel": MochiAdapter,
     "QwenImageTransformer2DModel": QwenAdapter,
     "SkyReelsV2Transformer3DModel": SkyReelsAdapter,

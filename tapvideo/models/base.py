@@ -35,9 +35,18 @@ class ModelAdapter(StreamAdapter, Protocol):
         ...
 
     def attentions(self, blocks: Sequence[nn.Module]) -> list[Any]:
-        """The self-attention of every block, in order; each has `processor`, `set_processor` and `heads`."""
+        """The attention of every block to the tokens, in order; each has `processor`, `set_processor` and `heads`."""
         ...
 
     def processor(self, original: Any, layer: int, attention: SequenceAttention) -> Any:
         """A stand-in for a self-attention's processor, which does as it did but leaves the attention to `attention`."""
+        ...
+
+
+@runtime_checkable
+class SeesCalls(Protocol):
+    """An adapter of blocks that are not all called alike: `TapStack` gets the arguments of the first one alone."""
+
+    def see(self, transformer: nn.Module, call: Call) -> None:
+        """Note what the coming call asks of single blocks."""
         ...

@@ -12,9 +12,9 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from tapvideo.config import TapConfig
-from tapvideo.history import BranchState
+from tapvideo.history import BranchState, StepContext
 from tapvideo.models import adapter_for
-from tapvideo.models.base import Call, ModelAdapter
+from tapvideo.models.base import Call, ModelAdapter, SeesCalls
 from tapvideo.models.branches import TextBranches
 from tapvideo.models.clock import RunClock
 from tapvideo.parallel.attention import SequenceAttention, resolve
@@ -22,7 +22,7 @@ from tapvideo.parallel.guidance import BRANCHES, GuidanceExchange
 from tapvideo.parallel.shard import TokenShard
 from tapvideo.parallel.topology import Topology
 from tapvideo.parallel.usp import UspAttention
-from tapvideo.stack import StepContext, TapStack
+from tapvideo.stack import TapStack
 from tapvideo.trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -143,6 +143,8 @@ class TapHook(ModelHook):
         """The model's own forward around `TapStack`; as if TAP were off where the pipeline does not say where it is."""
         call = self._signature.bind(module, *args, **kwargs).arguments
         timestep = call.get("timestep")
+        if isinstance(self.adapter, SeesCalls):
+            self.adapter.see(module, call)
         grid = self.adapter.token_grid(module, self.adapter.latent_size(call))
         self.stack.call = self._locate(call, grid)
         self.stack.shard.enter(grid, call["hidden_states"].device)

@@ -11,10 +11,31 @@ from torch import Tensor, nn
 from tapvideo.chunks import token_chunks
 from tapvideo.models.base import Call
 from tapvideo.models.ltx_attention import LTXSequenceProcessor
+from tapvideo.models.sequence_processor import SequenceProcessor
 from tapvideo.parallel.attention import SequenceAttention
 from tapvideo.stream import Stream
 
 _ARGUMENTS = ("hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "encoder_attention_mask")
+
+
+def modulated(norm: nn.Module, table: Tensor, temb: Tensor, hidden: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    """norm(x) (1 + scale) + shift, where shift and scale are the first two rows of a block's table and a timestep's.
+
+    Raises:
+        ValueError: under sequential offloading, which leaves no weights to read.
+    """
+    if table.is_meta:
+        raise ValueError("TAP does not work with sequential CPU offload; model or group offload do")
+    own = table.to(temb.device)  # offloading by group leaves it on the CPU between full steps
+    # [b, 1, d], or [b, n, d] where every token has its own timestep (image to video)
+    shift, scale = (own[row] + temb.unflatten(-1, (len(own), -1))[:, :, row] for row in (0, 1))
+    batch, tokens, dim = hidden.shape
+    scale, shift = (1 + scale).expand(batch, tokens, dim), shift.expand(batch, tokens, dim)
+    out = torch.empty_like(hidden)
+    for row in range(batch):
+        for part in token_chunks(tokens, dim, hidden.device):
+            out[row, part] = norm(hidden[row, part]) * scale[row, part] + shift[row, part]
+    return out
 
 
 class LTXAdapter:
@@ -22,6 +43,9 @@ class LTXAdapter:
 
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     head: str = "proj_out"
+    processor_classes: tuple[type, ...] = (LTXVideoAttnProcessor,)
+    """Those that a stand-in knows how to do."""
+    stand_in: type[SequenceProcessor] = LTXSequenceProcessor
 
     def stream(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream:
         """Tokens; then text, timesteps, rotary tables and the text's mask, which no block changes."""
@@ -35,7 +59,7 @@ class LTXAdapter:
         named = dict(zip(_ARGUMENTS, (stream.hidden, *stream.rest), strict=True))
         return Stream(block(**named), rest=stream.rest)
 
-    def result(self, stream: Stream) -> Float[Tensor, "b n d"]:
+    def result(self, stream: Stream) -> Any:
         """Tokens alone."""
         return stream.hidden
 
@@ -46,19 +70,7 @@ class LTXAdapter:
     def modulated_input(self, block: nn.Module, stream: Stream) -> Float[Tensor, "b n d"]:
         """norm1(x) (1 + scale) + shift of block 0, as in `LTXVideoTransformerBlock.forward`."""
         assert isinstance(block, LTXVideoTransformerBlock)
-        hidden, temb = stream.hidden, stream.rest[1]
-        if block.scale_shift_table.is_meta:
-            raise ValueError("TAP does not work with sequential CPU offload; model or group offload do")
-        own = block.scale_shift_table.to(temb.device)  # offloading by group leaves it on the CPU between full steps
-        # [b, 1, d], or [b, n, d] where every token has its own timestep (image to video)
-        shift, scale = (own[row] + temb.unflatten(-1, (len(own), -1))[:, :, row] for row in (0, 1))
-        batch, tokens, dim = hidden.shape
-        scale, shift = (1 + scale).expand(batch, tokens, dim), shift.expand(batch, tokens, dim)
-        out = torch.empty_like(hidden)
-        for row in range(batch):
-            for part in token_chunks(tokens, dim, hidden.device):
-                out[row, part] = block.norm1(hidden[row, part]) * scale[row, part] + shift[row, part]
-        return out
+        return modulated(block.norm1, block.scale_shift_table, stream.rest[1], stream.hidden)
 
     def take_tokens(self, stream: Stream, positions: Int64[Tensor, " n"]) -> Stream:
         """Rotary tables go by position, and so do timesteps where every token has its own; text is for all."""
@@ -89,15 +101,16 @@ class LTXAdapter:
         """`attn1`; `attn2` attends to text, which every rank has."""
         return [block.attn1 for block in blocks]
 
-    def processor(self, original: Any, layer: int, attention: SequenceAttention) -> LTXSequenceProcessor:
+    def processor(self, original: Any, layer: int, attention: SequenceAttention) -> SequenceProcessor:
         """Self-attention whose tokens are spread over ranks, or partly kept from earlier steps.
 
         Raises:
             ValueError: if the model's processor is not diffusers' own.
         """
-        if type(original) is not LTXVideoAttnProcessor:
+        if type(original) not in self.processor_classes:
+            names = " or ".join(kind.__name__ for kind in self.processor_classes)
             raise ValueError(
                 f"self-attention is a {type(original).__name__} here; sharing tokens and recomputing them works with "
-                "diffusers' LTXVideoAttnProcessor only"
+                f"diffusers' {names} only"
             )
-        return LTXSequenceProcessor(original, layer, attention)
+        return self.stand_in(original, layer, attention)

@@ -33,8 +33,8 @@ class KeepOptions:
     """Keep on the CPU."""
 
     def keeps(self, layer: int) -> bool:
-        """Whether a layer keeps its keys and values."""
-        return self.layers is None or layer in self.layers
+        """Whether a layer keeps its keys and values; those that a companion attends to are filed under `~layer`."""
+        return self.layers is None or max(layer, ~layer) in self.layers
 
 
 @dataclass(slots=True)

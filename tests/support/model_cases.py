@@ -8,6 +8,7 @@ from typing import Any
 import cogvideox_random
 import hunyuan_random
 import image_random
+import ltx2_random
 import ltx_random
 import mochi_random
 import torch
@@ -144,6 +145,18 @@ def _ltx(name: str, inputs: Callable[..., dict[str, Any]]) -> Case:
     )
 
 
+def _ltx2(name: str, build: Callable[[], nn.Module], *, guided: bool = False, **changes: Any) -> Case:
+    """With a second call a step where video and sound do not attend to each other, if guided by that."""
+    return Case(
+        name,
+        build,
+        ltx2_random.noise,
+        partial(ltx2_random.inputs, **changes),
+        first_attention=lambda t: t.transformer_blocks[0].attn1,
+        branches=("cond_uncond", "uncond_modality") if guided else ("cond_uncond",),
+    )
+
+
 def _image(name: str, build: Callable[[], nn.Module], inputs: Callable[..., dict[str, Any]], **more: Any) -> Case:
     return Case(name, build, image_random.noise, inputs, **more)
 
@@ -186,6 +199,9 @@ CASES = [
     _cogvideox("CogVideoX 1.5 I2V", "1.5-i2v"),
     _ltx("LTX-Video T2V", _ltx_inputs),
     _ltx("LTX-Video I2V", partial(_ltx_inputs, per_token=True)),
+    _ltx2("LTX-2 T2V", ltx2_random.random_transformer),
+    _ltx2("LTX-2 I2V", ltx2_random.random_transformer, per_token=True),
+    _ltx2("LTX-2.3 T2V", ltx2_random.random_newer_transformer, guided=True, cross=True),
     _image(
         "FLUX.1",
         image_random.random_flux,

@@ -53,7 +53,7 @@ def test_branches_have_weights_of_their_own(wan, path):
     pipe = wan.random_pipeline()
     tap = enable_tap(pipe, config(path, blend=0.5))
     wan.denoise(pipe, steps=STEPS)
-    applied = {key[0]: bank.applied for key, bank in tap._stacks[0]._banks.items() if key[5] == 3.0}
+    applied = {key[0]: bank.applied for key, bank in tap._stacks[0]._banks._made.items() if key[5] == 3.0}
     assert set(applied) == {"cond", "uncond"}
     assert not torch.equal(applied["cond"], applied["uncond"])
 
