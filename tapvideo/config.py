@@ -130,7 +130,9 @@ class GenerateConfig:
             allowed = ", ".join(kind.schedulers)
             raise ConfigError(f"scheduler={self.scheduler!r} does not go with a {name}; allowed: {allowed}")
         if self.image is not None and kind.image_class is None:
-            raise ConfigError(f"image={self.image!r}: a {name} makes videos from text alone; allowed: null")
+            raise ConfigError(f"image={self.image!r}: a {name} makes {kind.product} from text alone; allowed: null")
+        if kind.makes_images and self.num_frames != 1:
+            raise ConfigError(f"num_frames={self.num_frames!r}: a {name} makes pictures; allowed: 1")
         if self.last_image is not None and not kind.last_image:
             raise ConfigError(f"last_image={self.last_image!r}: a {name} knows no last frame; allowed: null")
 

@@ -67,7 +67,7 @@ class Tap:
         self._modules = modules
         self.traces: dict[str, Trace] = {}
         self._stacks: list[TapStack] = []
-        clock = RunClock(lambda: _num_steps(pipeline))
+        clock = RunClock(lambda: _num_steps(pipeline), lambda: _rises(pipeline))
         attached: list[nn.Module] = []
         try:
             for name, module in modules.items():
@@ -162,5 +162,14 @@ def _transformers(pipe_or_transformer: Any) -> dict[str, nn.Module]:
 
 
 def _num_steps(pipeline: Any | None) -> int | None:
-    timesteps = getattr(getattr(pipeline, "scheduler", None), "timesteps", None)
+    timesteps = _timesteps(pipeline)
     return None if timesteps is None else len(timesteps)
+
+
+def _rises(pipeline: Any | None) -> bool:
+    timesteps = _timesteps(pipeline)
+    return timesteps is not None and len(timesteps) > 1 and bool(timesteps[-1] > timesteps[0])
+
+
+def _timesteps(pipeline: Any | None) -> Any | None:
+    return getattr(getattr(pipeline, "scheduler", None), "timesteps", None)

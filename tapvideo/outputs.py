@@ -13,7 +13,7 @@ from tapvideo.record import ClipRecord, Comparison, MeanComparison, RunRecord, S
 from tapvideo.report.data import ChoiceMap, Clip, Report, Step
 from tapvideo.run_folder import Job
 from tapvideo.sample import Sample
-from tapvideo.video_io import write_mp4
+from tapvideo.video_io import write_mp4, write_png
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class Made:
 
 def write_clip(folder: Path, job: Job, made: Made, config: GenerateConfig) -> ClipRecord:
     """Write the clip, and its baseline, and tell what they took."""
-    video, baseline = Path(job.name) / "video.mp4", Path(job.name) / "baseline.mp4"
+    product = "image" if config.kind.makes_images else "video"
+    video, baseline = (Path(job.name) / f"{name}.{config.kind.suffix}" for name in (product, "baseline"))
     summary = made.summary
     record = ClipRecord(
         prompt=job.prompt,
@@ -112,7 +113,7 @@ def report_of(record: RunRecord, config: GenerateConfig, clips: list[Clip]) -> R
         "scheduler": _scheduler(config),
         "guidance": f"{config.guidance:g}",
         **{key: str(getattr(config, key)) for key in ("image", "last_image") if getattr(config, key)},
-        "video": f"{config.width}x{config.height}, {config.num_frames} frames at {config.fps}/s, crf {config.quality}",
+        **_product(config),
         "seconds": ", ".join(f"{stage} {_total(record, stage):.2f}" for stage in ("text", "denoise", "vae", "write")),
         "TAP itself": f"{sum(c.tap_seconds for c in record.clips):.2f} s of denoise, {_state_mib(record):.1f} MiB",
         "device": record.device,
@@ -120,6 +121,13 @@ def report_of(record: RunRecord, config: GenerateConfig, clips: list[Clip]) -> R
         "configuration": json.dumps(record.config, indent=2, ensure_ascii=False),
     }
     return Report(title=f"{config.model.name}, {config.tap.name}", command=record.command, facts=facts, clips=clips)
+
+
+def _product(config: GenerateConfig) -> dict[str, str]:
+    size = f"{config.width}x{config.height}"
+    if config.kind.makes_images:
+        return {"picture": f"{size}, png"}
+    return {"video": f"{size}, {config.num_frames} frames at {config.fps}/s, crf {config.quality}"}
 
 
 def _experts(record: RunRecord) -> dict[str, str]:
@@ -150,7 +158,10 @@ def _state_mib(record: RunRecord) -> float:
 
 def _write(path: Path, made: Sample, config: GenerateConfig) -> StageTimes:
     start = time.perf_counter()
-    write_mp4(path, made.frames, fps=config.fps, crf=config.quality)
+    if config.kind.makes_images:
+        write_png(path, made.frames[0])
+    else:
+        write_mp4(path, made.frames, fps=config.fps, crf=config.quality)
     seconds = made.seconds
     return StageTimes(text=seconds.text, denoise=seconds.denoise, vae=seconds.vae, write=time.perf_counter() - start)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.utils import disable_progress_bars
 from transformers.utils import logging as transformers_logging
@@ -28,6 +29,7 @@ from tapvideo.weights import (
     find_weights,
     latent_grid,
     pipeline_index,
+    vae_strides,
 )
 
 Pipeline = Any
@@ -83,6 +85,8 @@ def load_pipeline(config: GenerateConfig) -> Pipeline:
     configs = find_configs(config.model)
     kind = _pipeline_class(config, configs)
     check_sizes(config, configs)
+    if config.kind.sized_by_image:
+        _check_own_size(config, configs)
     check_call(config, kind)
     scheduler = make_scheduler(config)
     folder = find_weights(config.model)
@@ -95,6 +99,8 @@ def load_pipeline(config: GenerateConfig) -> Pipeline:
         local_files_only=True,
     )
     pipe.set_progress_bar_config(disable=True)  # ours also shows full and forecast steps
+    if config.kind.guidance_argument is None:
+        pipe.guider = pipe.guider.new(guidance_scale=config.guidance)
     if config.vae_tiling:
         pipe.vae.enable_tiling()
     if config.compile:
@@ -134,6 +140,19 @@ def _check_pictures(config: GenerateConfig, index: dict[str, Any], transformer: 
         raise ConfigError(
             f"last_image={config.last_image!r}: model.weights={weights!r} knows no last frame; allowed: null, or "
             "first-and-last-frame weights"
+        )
+
+
+def _check_own_size(config: GenerateConfig, folder: Path) -> None:
+    """Where the pipeline makes a size of its own from the picture's, which we hand over as large as the video."""
+    _, spatial = vae_strides(component_config(folder, "vae"))
+    target = component_config(folder, "transformer").get("target_size", 640)
+    processor = HunyuanVideo15ImageProcessor(vae_scale_factor=spatial)
+    height, width = map(int, processor.calculate_default_height_width(config.height, config.width, target))
+    if (height, width) != (config.height, config.width):
+        raise ConfigError(
+            f"height={config.height} and width={config.width}: model.weights={config.model.weights!r} makes videos of "
+            f"one area, {height} x {width} of this shape; allowed: height={height} width={width}"
         )
 
 

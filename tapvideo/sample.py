@@ -2,8 +2,10 @@
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,10 +16,10 @@ from tapvideo.config import ConfigError, GenerateConfig
 from tapvideo.images import read_images
 
 _NOT_FOR_CALL = ("image", "last_image", "output_type", "return_dict", "latents", "timesteps", "sigmas")
-_NOT_FOR_CALL += ("num_videos_per_prompt", "attention_kwargs", "prompt_template", "prompt_2")
-_NOT_FOR_CALL += ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-_NOT_FOR_CALL += ("prompt_attention_mask", "negative_prompt_attention_mask", "image_embeds")
-_NOT_FOR_CALL += ("callback_on_step_end", "callback_on_step_end_tensor_inputs")
+_NOT_FOR_CALL += ("num_videos_per_prompt", "num_images_per_prompt", "prompt_template", "prompt_2", "negative_prompt_2")
+_NOT_FOR_CALL += ("prompt_attention_mask", "negative_prompt_attention_mask")
+_NEVER_FOR_CALL = ("embeds", "_kwargs", "callback_", "ip_adapter", "crops_coords", "original_size")
+"""Parts of names whose values no yaml can write."""
 
 
 class RunFailed(RuntimeError):
@@ -109,28 +111,62 @@ def sample(
     last: list[Tensor] = []
     clock = _Clock(lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None)
 
-    def end_step(_pipe: Any, step: int, _timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        check_finite(tensors["latents"], step, config.steps)
-        on_latents(tensors["latents"])
+    def end_step(step: int, latents: Tensor) -> None:
+        check_finite(latents, step, config.steps)
+        on_latents(latents)
         on_step(step)
         if step == config.steps - 1:
-            last.append(tensors["latents"])
+            last.append(latents)
             clock.mark("vae")
-        return {}
 
     transformers = [m for name, m in pipe.components.items() if name.startswith("transformer") and m is not None]
     hooks = [m.register_forward_pre_hook(lambda *_: clock.mark_first("denoise")) for m in transformers]
     try:
         clock.mark("begin")
         arguments = call_arguments(config, type(pipe), prompt, seed)
-        kind = "pt" if decode else "latent"
-        video = pipe(**arguments, output_type=kind, callback_on_step_end=end_step).frames
-        frames = video[0].permute(0, 2, 3, 1).float().cpu() if decode else _no_frames(config)
+        with watched(pipe, end_step) as watching:
+            made = pipe(**arguments, **watching, output_type="pt" if decode else "latent")
+        frames = _frames(made, is_image=config.kind.makes_images) if decode else _no_frames(config)
         clock.mark("end")
     finally:
         for hook in hooks:
             hook.remove()
     return Sample(frames, last[0], clock.seconds())
+
+
+@contextmanager
+def watched(pipe: Any, end_step: Callable[[int, Tensor], None]) -> Iterator[dict[str, Any]]:
+    """Further arguments for the pipeline's call, so that `end_step` is told the latents after every step.
+
+    Where the call takes no callback, the pipeline's own scheduler tells, for the length of the block.
+    """
+
+    def told(_pipe: Any, step: int, _timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        end_step(step, tensors["latents"])
+        return {}
+
+    if "callback_on_step_end" in _accepted(type(pipe)):
+        yield {"callback_on_step_end": told}
+        return
+    scheduler, steps = pipe.scheduler, count()
+    original = scheduler.step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        end_step(next(steps), result[0])
+        return result
+
+    scheduler.step = step
+    try:
+        yield {}
+    finally:
+        del scheduler.step  # of this object: the class's own is in sight again
+
+
+def _frames(made: Any, *, is_image: bool) -> Float[Tensor, "frames height width 3"]:
+    """Of what a pipeline gave out; a picture is one frame."""
+    frames = made.images[:1] if is_image else made.frames[0]
+    return frames.permute(0, 2, 3, 1).float().cpu()
 
 
 def _no_frames(config: GenerateConfig) -> Tensor:
@@ -153,7 +189,7 @@ def check_call(config: GenerateConfig, kind: type) -> None:
         ConfigError: for the first one.
     """
     own = {*_all_arguments(replace(config, model=replace(config.model, call={})), "", 0), *_NOT_FOR_CALL}
-    free = sorted(_accepted(kind) - own)
+    free = sorted(n for n in _accepted(kind) - own if not any(part in n for part in _NEVER_FOR_CALL))
     odd = next((name for name in config.model.call if name not in free), None)
     if odd is not None:
         value, allowed = config.model.call[odd], ", ".join(free)
@@ -165,6 +201,7 @@ def _accepted(kind: type) -> set[str]:
 
 
 def _all_arguments(config: GenerateConfig, prompt: str, seed: int) -> dict[str, Any]:
+    guidance = config.kind.guidance_argument
     return {
         "prompt": prompt,
         "negative_prompt": config.negative_prompt,
@@ -172,7 +209,7 @@ def _all_arguments(config: GenerateConfig, prompt: str, seed: int) -> dict[str, 
         "width": config.width,
         "num_frames": config.num_frames,
         "num_inference_steps": config.steps,
-        "guidance_scale": config.guidance,
+        **({guidance: config.guidance} if guidance else {}),
         "max_sequence_length": config.max_sequence_length,
         "frame_rate": config.fps,
         "generator": torch.Generator("cpu").manual_seed(seed),

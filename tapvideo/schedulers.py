@@ -12,15 +12,17 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
+from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 
 from tapvideo.config import ConfigError, GenerateConfig
 from tapvideo.planning import make_plan
 from tapvideo.schedule import Plan, StepKind
-from tapvideo.weights import component_config, find_configs, latent_grid, read_scheduler
+from tapvideo.weights import component_config, find_configs, latent_grid, patch_sizes, read_scheduler
 
 Scheduler = SchedulerMixin
 
 _TRAINING_STEPS = 1000  # timesteps of a boundary are shares of these
+_MOCHI_THRESHOLD = 0.025  # of noise, up to which its pipeline goes in even steps
 
 
 def make_scheduler(config: GenerateConfig) -> Scheduler:
@@ -84,11 +86,7 @@ def noise_levels(config: GenerateConfig) -> list[tuple[float | None, float]]:
         ConfigError: as `make_scheduler`, and where a shift by the number of tokens needs weights that are not at hand.
     """
     scheduler: Any = make_scheduler(config)
-    if config.kind.own_sigmas:
-        more = {"mu": _shift(config, scheduler)} if config.kind.own_shift else {}
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / config.steps, config.steps), **more)
-    else:
-        scheduler.set_timesteps(config.steps)
+    scheduler.set_timesteps(**_handed(config, scheduler))
     timesteps = torch.as_tensor(scheduler.timesteps).tolist()
     known = getattr(scheduler, "sigmas", None)
     sigmas = [None] * len(timesteps) if known is None else torch.as_tensor(known)[: len(timesteps)].tolist()
@@ -123,11 +121,37 @@ def _from_stored(kind: type[SchedulerMixin], stored: dict[str, Any], **changes: 
     return cast(Any, kind).from_config(stored, **changes)
 
 
+def _handed(config: GenerateConfig, scheduler: Any) -> dict[str, Any]:
+    """What the pipeline hands its scheduler before the first step, by the names of `set_timesteps`."""
+    kind, steps = config.kind.sigmas, config.steps
+    linear = np.linspace(1.0, 1 / steps, steps)
+    if kind == "quadratic":
+        return {"sigmas": np.array(linear_quadratic_schedule(steps, _MOCHI_THRESHOLD))}
+    if kind == "whole":
+        known = scheduler.config.num_train_timesteps
+        whole = np.linspace(known, 1.0, steps).astype(np.int64).astype(np.float32)
+        return {"timesteps": whole, "sigmas": whole / known, "mu": _root_shift(config, scheduler)}
+    shift = {"mu": _shift(config, scheduler)} if config.kind.own_shift else {}
+    if kind == "scheduler" or (kind == "linear_unless_flow" and scheduler.config.get("use_flow_sigmas")):
+        return {"num_inference_steps": steps, **shift}
+    return {"sigmas": linear, **shift}
+
+
 def _shift(config: GenerateConfig, scheduler: Any) -> float:
-    """What LTX's pipeline hands its scheduler: linear in the number of tokens."""
+    """What LTX's, FLUX's and Qwen-Image's pipelines hand their scheduler: linear in the number of tokens."""
     folder = find_configs(config.model)
     t, h, w = latent_grid(config, component_config(folder, "vae"), component_config(folder, "transformer"))
     own = scheduler.config
     low, high = own.get("base_image_seq_len", 256), own.get("max_image_seq_len", 4096)
     least, most = own.get("base_shift", 0.5), own.get("max_shift", 1.15)
     return least + (t * h * w - low) * (most - least) / (high - low)
+
+
+def _root_shift(config: GenerateConfig, scheduler: Any) -> float:
+    """What CogView4's pipeline hands its scheduler: linear in the root of the number of tokens."""
+    folder = find_configs(config.model)
+    transformer = component_config(folder, "transformer")
+    _, h, w = latent_grid(config, component_config(folder, "vae"), transformer)
+    own, (_, rows, columns) = scheduler.config, patch_sizes(transformer)
+    root = (h * w / (rows * columns) / own.get("base_image_seq_len", 256)) ** 0.5
+    return root * own.get("max_shift", 0.75) + own.get("base_shift", 0.25)

@@ -11,6 +11,7 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 # ffmpeg's default colour conversion is fast and coarse: these flags gave 4 to 6 dB more on drawn clips at crf 16.
@@ -72,6 +73,19 @@ def write_mp4(path: Path, frames: Float[Tensor, "frames height width 3"], *, fps
             raise OSError(f"{path}: the encoder wrote {written} of {len(frames)} frames")
 
 
+def write_png(path: Path, picture: Float[Tensor, "height width 3"]) -> None:
+    """Write a picture with values in [0, 1] (others are clipped), without loss beyond its 8 bits.
+
+    Raises:
+        ValueError: if it has NaN or infinite values.
+        OSError: if it cannot be written.
+    """
+    if not torch.isfinite(picture).all():
+        raise ValueError("the picture has NaN or infinite values; allowed: numbers, best in [0, 1]")
+    with atomic_path(path) as temp:
+        Image.fromarray(_eight_bit(picture)).save(temp, format="PNG")
+
+
 def read_mp4(path: Path) -> Float[Tensor, "frames height width 3"]:
     """Decode every frame of a video to values in [0, 1].
 
@@ -86,11 +100,17 @@ def read_mp4(path: Path) -> Float[Tensor, "frames height width 3"]:
 
 
 def video_info(path: Path) -> VideoInfo:
-    """Number of frames, rate and size of a video, without decoding it.
+    """Number of frames, rate and size of a video, or of a PNG as a video of one frame, without decoding it.
 
     Raises:
-        OSError: if the file cannot be read as a video.
+        OSError: if the file cannot be read as what its suffix says.
     """
+    if path.suffix == ".png":
+        try:
+            with Image.open(path) as picture:
+                return VideoInfo(frames=1, fps=1.0, width=picture.width, height=picture.height)
+        except UnidentifiedImageError as error:
+            raise OSError(f"{path}: not a PNG that can be read") from error
     with _reader(path) as reader:
         meta = next(reader)
     width, height = meta["size"]
@@ -131,8 +151,11 @@ def _encode(path: Path, frames: Tensor, fps: int, crf: int) -> None:
     with closing(writer):
         writer.send(None)
         for frame in frames:  # one at a time: a clip in 8 bits beside the clip in floats is memory for nothing
-            eight_bit = (frame.float().clamp(0, 1) * 255).round().to(torch.uint8)
-            writer.send(eight_bit.cpu().contiguous().numpy())
+            writer.send(_eight_bit(frame))
+
+
+def _eight_bit(frame: Tensor) -> np.ndarray:
+    return (frame.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous().numpy()
 
 
 @contextmanager

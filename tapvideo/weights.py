@@ -74,8 +74,12 @@ def vae_strides(vae: dict[str, Any]) -> tuple[int, int]:
         halvings = sum(vae["spatio_temporal_scaling"])
         temporal = temporal or vae.get("patch_size_t", 1) * 2**halvings
         spatial = spatial or vae.get("patch_size", 4) * 2**halvings
-    elif "block_out_channels" in vae:  # CogVideoX
+    elif "block_out_channels" in vae:  # CogVideoX, FLUX, CogView4
         spatial = spatial or 2 ** (len(vae["block_out_channels"]) - 1)
+    elif "temperal_downsample" in vae:  # Wan's and Qwen-Image's, as they spell it
+        spatial = spatial or 2 ** len(vae["temperal_downsample"])
+    elif "spatial_expansions" in vae:  # Mochi
+        temporal, spatial = (math.prod(vae[f"{kind}_expansions"]) for kind in ("temporal", "spatial"))
     return int(temporal or 4), int(spatial or 8)
 
 
@@ -92,6 +96,7 @@ def latent_grid(config: GenerateConfig, vae: dict[str, Any], transformer: dict[s
     """Frames, rows and columns of a clip's latents, from the two `config.json`."""
     temporal, spatial = vae_strides(vae)
     frames, patch = (config.num_frames - 1) // temporal + 1, patch_sizes(transformer)[0]
+    spatial *= config.kind.packs
     return -(-frames // patch) * patch, config.height // spatial, config.width // spatial
 
 

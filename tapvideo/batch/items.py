@@ -24,12 +24,13 @@ class Item:
     """Which of the prompt's clips it is; what VBench counts from 0."""
 
 
-def read_items(prompt_file: str | None, seeds: list[int]) -> list[Item]:
+def read_items(prompt_file: str | None, seeds: list[int], *, suffix: str = "mp4") -> list[Item]:
     """Every prompt with every seed, prompt by prompt; prompts that are there twice are taken once.
 
     Args:
         prompt_file: a list of prompts, by its suffix txt, jsonl or json.
         seeds: of prompts that name none of their own.
+        suffix: of the files.
 
     Returns:
         The clips in the order of the file.
@@ -53,7 +54,7 @@ def read_items(prompt_file: str | None, seeds: list[int]) -> list[Item]:
         raise ConfigError(f"{source} has no prompt; allowed: {_ALLOWED}")
     stems = file_stems(found, num_indices=max(map(len, found.values())))
     return [
-        Item(f"{stems[prompt]}-{index}.mp4", prompt, seed, index)
+        Item(f"{stems[prompt]}-{index}.{suffix}", prompt, seed, index)
         for prompt, own in found.items()
         for index, seed in enumerate(own)
     ]

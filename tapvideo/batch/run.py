@@ -60,7 +60,7 @@ def prepare(config: BatchConfig) -> Batch:
     Raises:
         ConfigError: if a list, the schedule, a size, the weights or the folder do not allow this batch.
     """
-    items = read_items(config.prompt_file, config.seeds)
+    items = read_items(config.prompt_file, config.seeds, suffix=config.kind.suffix)
     config = resolve(config)
     plan_steps(config)
     check_sizes(config, find_configs(config.model))

@@ -151,7 +151,7 @@ def _is_drawn(prompt: str) -> bool:
 
 
 def _num_there(videos: Path, items: Sequence) -> int:
-    there = {path.name for path in videos.glob("*.mp4")}
+    there = {path.name for path in videos.glob("*.*")}
     return sum(item.file in there for item in items)
 
 

@@ -103,7 +103,7 @@ def on_nodes() -> Method:
 
 
 def _nodes_of(bench: Bench) -> type[NodeUniPC]:
-    if bench.config.scheduler != "unipc" or bench.config.kind.own_sigmas:
+    if bench.config.scheduler != "unipc" or bench.config.kind.sigmas != "scheduler":
         raise NotPossible("nodes are chosen among UniPC's steps, and this model runs another solver")
     return NodeUniPC
 

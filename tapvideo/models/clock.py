@@ -12,6 +12,8 @@ class RunClock:
 
     num_steps_hint: Callable[[], int | None]
     """Number of steps where the `cache_context` does not tell it."""
+    rises_hint: Callable[[], bool] = lambda: False
+    """Whether timesteps go up in the course of a run, as Mochi's do."""
     traces: list[Trace] = field(default_factory=list[Trace])
     run: int = 0
     _num_steps: int | None = None
@@ -34,7 +36,7 @@ class RunClock:
         return self.run
 
     def counted(self, caller: tuple[int, str], timestep: float | None, num_steps: int) -> tuple[int, int]:
-        """The run and the step of a call whose step is not told.
+        """The run and the step of a call whose step is not told; of a timestep as `descending` gives it.
 
         A new run begins where timesteps go up or the number of steps changes, a new step where they go down or a caller
         comes back: so an expert that takes over in mid-run knows where it is.
@@ -49,6 +51,10 @@ class RunClock:
         self._timestep = now
         self._callers.add(caller)
         return self.run, self._step
+
+    def descending(self, timestep: float) -> float:
+        """A timestep, or its negative where timesteps go up: what this returns goes down in the course of a run."""
+        return -timestep if self.rises_hint() else timestep
 
     def take_over(self, release: Callable[[], None]) -> None:
         """The transformer that `release` belongs to is at work; whichever was before it lets go of its anchors."""

@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ from tapvideo.trace import Trace
 logger = logging.getLogger(__name__)
 
 HOOK_NAME = "tapvideo"
+
+GUIDER_NAMES = dict(zip(("pred_cond", "pred_uncond"), BRANCHES, strict=True))
+"""What pipelines with a guider call the branches."""
 
 
 class NamedState(BaseState):
@@ -198,7 +202,7 @@ class TapHook(ModelHook):
             return self._give_up("neither the cache_context nor a pipeline tells the number of steps")
         named, step = self._state(told), told.step_index
         if step is None:
-            run, step = self.clock.counted((id(self), told.name), _timestep(call), num_steps)
+            run, step = self.clock.counted((id(self), told.name), self._timestep(call), num_steps)
             state = named.enter(run)
         else:
             state = named.enter(self.clock.told((id(self), told.name), step, num_steps))
@@ -211,9 +215,16 @@ class TapHook(ModelHook):
     def _told(self, call: Call) -> CacheContext | None:
         """What the pipeline says of a call, or else what can be seen of it, if there is a pipeline."""
         told, text = self.states._context, call.get("encoder_hidden_states")
-        now = _timestep(call) if told is None and self.clock.num_steps_hint() else None
+        if told is not None:
+            return replace(told, name=GUIDER_NAMES[told.name]) if told.name in GUIDER_NAMES else told
+        now = self._timestep(call) if self.clock.num_steps_hint() else None
         name = None if now is None or text is None else self.texts.name(text, now)
-        return told if name is None else CacheContext(name)
+        return None if name is None else CacheContext(name)
+
+    def _timestep(self, call: Call) -> float | None:
+        """The largest of a call, such that it goes down in the course of a run."""
+        timestep = call.get("timestep")
+        return None if timestep is None else self.clock.descending(float(torch.as_tensor(timestep).max()))
 
     def _state(self, told: CacheContext) -> NamedState:
         """Of a branch, whether the pipeline has named it or we have."""
@@ -229,11 +240,6 @@ class TapHook(ModelHook):
         if reason not in self._warned:
             self._warned.add(reason)
             logger.warning("tapvideo: not accelerating, because %s", reason)
-
-
-def _timestep(call: Call) -> float | None:
-    timestep = call.get("timestep")
-    return None if timestep is None else float(torch.as_tensor(timestep).max())
 
 
 def attach(transformer: nn.Module, config: TapConfig, clock: RunClock, topology: Topology) -> TapHook:

@@ -25,12 +25,14 @@ class Headline:
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """A video inside the page."""
+    """A video or a picture inside the page."""
 
     name: str
     caption: str
     uri: str
     info: VideoInfo
+    still: bool
+    """Whether it is a picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +145,16 @@ def _films(clip: Clip) -> list[Film]:
         seconds = clip.baseline_denoise_seconds
         films.append(_film("Un-accelerated", clip.baseline, seconds))
     forecasts = any(s.kind is StepKind.FORECAST for s in clip.steps)
-    films.append(_film("Accelerated" if forecasts or clip.baseline else "Video", clip.video, clip.denoise_seconds))
+    plain = "Picture" if clip.video.suffix == ".png" else "Video"
+    films.append(_film("Accelerated" if forecasts or clip.baseline else plain, clip.video, clip.denoise_seconds))
     return films
 
 
 def _film(name: str, path: Path, seconds: float | None) -> Film:
-    uri = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+    still = path.suffix == ".png"
+    uri = f"data:{'image/png' if still else 'video/mp4'};base64,{base64.b64encode(path.read_bytes()).decode()}"
     caption = "" if seconds is None else f"denoised in {' '.join(_duration(seconds))}"
-    return Film(name, caption, uri, video_info(path))
+    return Film(name, caption, uri, video_info(path), still)
 
 
 def _measures(clip: Clip) -> str:

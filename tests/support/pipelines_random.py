@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
-    AutoencoderKLHunyuanVideo,
-    AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
@@ -16,72 +14,15 @@ from diffusers import (
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
     LTXPipeline,
-    UniPCMultistepScheduler,
     WanImageToVideoPipeline,
     WanPipeline,
 )
 from ltx_random import random_scheduler, random_vae
 from ltx_random import random_transformer as random_ltx
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlamaConfig,
-    LlamaModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5EncoderModel,
-    UMT5Config,
-    UMT5EncoderModel,
-)
+from pipelines_images import BUILDERS as IMAGES
+from pipelines_parts import clip, hunyuan_vae, llama, t5, tokenizer, umt5, vision, wan_scheduler, wan_vae
+from pipelines_videos import BUILDERS as VIDEOS
 from wan_random import random_transformer as random_wan
-
-WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "circle", "moving", "left")
-
-
-def tokenizer() -> Any:
-    """One token a word, closed by `</s>`."""
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
-    )
-
-
-def t5(width: int = 12) -> Any:
-    config = {"vocab_size": len(WORDS), "d_model": width, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    return T5EncoderModel(T5Config(**config)).eval()
-
-
-def umt5() -> Any:
-    config = {"vocab_size": len(WORDS), "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    return UMT5EncoderModel(UMT5Config(**config)).eval()
-
-
-def clip(width: int = 6) -> Any:
-    config = CLIPTextConfig(
-        vocab_size=len(WORDS), hidden_size=width, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        eos_token_id=1,
-    )  # fmt: skip
-    return CLIPTextModel(config).eval()
-
-
-def llama(width: int = 8) -> Any:
-    config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=width, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=1,
-    )  # fmt: skip
-    return LlamaModel(config).eval()
-
-
-def wan_vae() -> Any:
-    return AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
-    ).eval()
 
 
 def _ltx() -> Any:
@@ -104,12 +45,8 @@ def _hunyuan() -> Any:
         num_refiner_layers=1, patch_size=2, patch_size_t=1, guidance_embeds=True, text_embed_dim=8,
         pooled_projection_dim=6, rope_axes_dim=(4, 6, 6),
     )  # fmt: skip
-    vae = AutoencoderKLHunyuanVideo(
-        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
-        mid_block_add_attention=False,
-    )  # fmt: skip
     return HunyuanVideoPipeline(
-        text_encoder=llama(), tokenizer=tokenizer(), transformer=transformer.eval(), vae=vae.eval(),
+        text_encoder=llama(), tokenizer=tokenizer(), transformer=transformer.eval(), vae=hunyuan_vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0), text_encoder_2=clip(), tokenizer_2=tokenizer(),
     )  # fmt: skip
 
@@ -140,18 +77,14 @@ def _cogvideox_image() -> Any:
 
 
 def _wan_parts() -> dict[str, Any]:
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    return {"tokenizer": tokenizer(), "text_encoder": umt5(), "vae": wan_vae(), "scheduler": scheduler}
+    return {"tokenizer": tokenizer(), "text_encoder": umt5(), "vae": wan_vae(), "scheduler": wan_scheduler()}
 
 
 def _wan_i2v(**changes: Any) -> Any:
-    vision = CLIPVisionConfig(
-        hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16,
-    )  # fmt: skip
-    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    encoder, processor = vision()
     return WanImageToVideoPipeline(
         transformer=random_wan(in_channels=12, image_dim=8, added_kv_proj_dim=32, **changes), image_processor=processor,
-        image_encoder=CLIPVisionModel(vision).eval(), **_wan_parts(),
+        image_encoder=encoder, **_wan_parts(),
     )  # fmt: skip
 
 
@@ -186,7 +119,19 @@ BUILDERS = {
     "wan22": _wan22,
     "wan22_i2v": _wan22_i2v,
     "wan22_ti2v": _wan22_ti2v,
+    **VIDEOS,
+    **IMAGES,
 }
+
+
+# yamls whose weights a tiny pipeline of the same name stands for
+MODELS = (
+    "ltx", "hunyuan", "cogvideox_2b", "cogvideox_5b", "wan_i2v", "wan22", "wan22_i2v", "wan22_ti2v", "hunyuan_i2v",
+    "hunyuan15", "hunyuan15_i2v", "mochi", "skyreels", "skyreels_i2v", "flux", "qwen_image", "cogview4",
+)  # fmt: skip
+WITH_IMAGE = ("wan_i2v", "wan22_i2v", "hunyuan_i2v", "hunyuan15_i2v", "skyreels_i2v")
+FRAMES = {"mochi": 13, "flux": 1, "qwen_image": 1, "cogview4": 1}
+"""Where it is not 9."""
 
 
 def save(name: str, folder: Path) -> Path:

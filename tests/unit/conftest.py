@@ -1,7 +1,13 @@
 """Fixtures of the unit tests."""
 
+import pipelines_random
 import pytest
+import torch
 import wan_random
+from PIL import Image
+
+SMALL = ["height=32", "width=32", "steps=14", "prompt='a red circle'", "verbose=false", "dtype=float32"]
+TEXT = {"cogvideox_2b": 16, "cogvideox_5b": 16, "wan_i2v": 512, "skyreels_i2v": 512}
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +20,38 @@ def wan():
 def pipe(wan):
     """A tiny random `WanPipeline`."""
     return wan.random_pipeline()
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """Folders of tiny pipelines, each made when it is first asked for."""
+    made = {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = pipelines_random.save(name, tmp_path_factory.mktemp("weights") / name)
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A picture on disk, of another size than the video."""
+    noise = torch.randint(0, 256, (40, 50, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    path = tmp_path / "picture.png"
+    Image.fromarray(noise.numpy()).save(path)
+    return path
+
+
+@pytest.fixture
+def model_config(composed, saved, picture, tmp_path):
+    """The config of a model's yaml on its tiny pipeline."""
+
+    def make(model, *overrides, weights=None):
+        base = [*SMALL, f"model.weights={saved(weights or model)}", f"output_dir={tmp_path / 'out'}"]
+        base += [f"max_sequence_length={TEXT.get(model, 24)}", f"num_frames={pipelines_random.FRAMES.get(model, 9)}"]
+        base += [f"image={picture}"] if model in pipelines_random.WITH_IMAGE else []
+        return composed(f"model={model}", *base, *overrides)
+
+    return make

@@ -4,11 +4,11 @@ import json
 from dataclasses import replace
 
 import diffusers
-import pipelines_random
 import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, UniPCMultistepScheduler
 from PIL import Image
+from pipelines_random import MODELS
 
 from tapvideo import generate
 from tapvideo.config import ConfigError
@@ -16,61 +16,12 @@ from tapvideo.generate import check_branches, expert_strip
 from tapvideo.parallel.comm import Comm
 from tapvideo.parallel.topology import alone
 from tapvideo.pipeline import accelerated, latent_size, load_pipeline
+from tapvideo.pipeline_kinds import KINDS
 from tapvideo.run_folder import read_prompts, run_folder
 from tapvideo.sample import call_arguments, sample
 from tapvideo.schedule import StepKind
 from tapvideo.schedulers import experts, make_scheduler, noise_levels, plan_steps
 from tapvideo.video_io import video_info
-
-# yaml -> which tiny pipeline stands for its weights
-MODELS = {
-    "ltx": "ltx",
-    "hunyuan": "hunyuan",
-    "cogvideox_2b": "cogvideox_2b",
-    "cogvideox_5b": "cogvideox_5b",
-    "wan_i2v": "wan_i2v",
-    "wan22": "wan22",
-    "wan22_i2v": "wan22_i2v",
-    "wan22_ti2v": "wan22_ti2v",
-}
-WITH_IMAGE = ("wan_i2v", "wan22_i2v")
-SMALL = ["height=32", "width=32", "num_frames=9", "steps=14", "prompt='a red circle'", "verbose=false", "dtype=float32"]
-TEXT = {"cogvideox_2b": 16, "cogvideox_5b": 16, "wan_i2v": 512}
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory):
-    """Folders of tiny pipelines, each made when it is first asked for."""
-    made = {}
-
-    def folder(name):
-        if name not in made:
-            made[name] = pipelines_random.save(name, tmp_path_factory.mktemp("weights") / name)
-        return made[name]
-
-    return folder
-
-
-@pytest.fixture
-def picture(tmp_path):
-    """A picture on disk, of another size than the video."""
-    noise = torch.randint(0, 256, (40, 50, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    path = tmp_path / "picture.png"
-    Image.fromarray(noise.numpy()).save(path)
-    return path
-
-
-@pytest.fixture
-def config(composed, saved, picture, tmp_path):
-    """The config of a model's yaml on its tiny pipeline."""
-
-    def make(model, *overrides, weights=None):
-        base = [*SMALL, f"model.weights={saved(weights or MODELS[model])}", f"output_dir={tmp_path / 'out'}"]
-        base += [f"max_sequence_length={TEXT.get(model, 24)}"]
-        base += [f"image={picture}"] if model in WITH_IMAGE else []
-        return composed(f"model={model}", *base, *overrides)
-
-    return make
 
 
 def ignore(_step: int) -> None:
@@ -78,8 +29,8 @@ def ignore(_step: int) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_run_from_yaml_to_record_and_report(config, model):
-    made = config(model, "compare=true")
+def test_run_from_yaml_to_record_and_report(model_config, model):
+    made = model_config(model, "compare=true")
     folder = generate.run(made)
     record = json.loads((folder / "run.json").read_text())
     (clip,) = record["clips"]
@@ -90,18 +41,19 @@ def test_run_from_yaml_to_record_and_report(config, model):
     assert set(clip["shares"]) == {str(step) for step in clip["forecast_steps"]}
     assert set(record["experts"]) == set(experts(made))
     info = video_info(folder / clip["video"])
-    assert (info.frames, info.width, info.height, info.fps) == (9, 32, 32, made.fps)
+    assert (info.frames, info.width, info.height, info.fps) == (made.num_frames, 32, 32, made.fps)
     page = (folder / "report.html").read_text()
     assert ("steps by expert" in page) == (len(record["experts"]) == 2)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_sample_equals_plain_diffusers_and_so_it_is_after_tap(config, model):
-    made = config(model, "steps=12")
+def test_sample_equals_plain_diffusers_and_so_it_is_after_tap(model_config, model):
+    made = model_config(model, "steps=12")
     pipe = load_pipeline(made)
     plain = sample(pipe, made, "a red circle", 3, ignore)
-    video = pipe(**call_arguments(made, type(pipe), "a red circle", 3), output_type="np").frames[0]
-    assert torch.equal(plain.frames, torch.from_numpy(video))
+    result = pipe(**call_arguments(made, type(pipe), "a red circle", 3), output_type="np")
+    frames = result.images if made.kind.makes_images else result.frames[0]
+    assert torch.equal(plain.frames, torch.from_numpy(frames))
     with accelerated(pipe, made) as tap:
         assert not torch.equal(sample(pipe, made, "a red circle", 3, ignore).frames, plain.frames)
         planned = [i for i, kind in enumerate(plan_steps(made)) if kind is StepKind.FORECAST]
@@ -116,6 +68,8 @@ def test_sample_equals_plain_diffusers_and_so_it_is_after_tap(config, model):
         ("HunyuanVideoPipeline", ["model=hunyuan"], {"true_cfg_scale": 1.0, "guidance_scale": 6.0}, "frame_rate"),
         ("CogVideoXPipeline", ["model=cogvideox_5b"], {"use_dynamic_cfg": True, "eta": 0.0}, "frame_rate"),
         ("WanPipeline", ["model=wan22"], {"guidance_scale": 4.0, "guidance_scale_2": 3.0}, "frame_rate"),
+        ("FluxPipeline", ["model=flux"], {"guidance_scale": 3.5, "true_cfg_scale": 1.0}, "num_frames"),
+        ("QwenImagePipeline", ["model=qwen_image"], {"true_cfg_scale": 4.0, "negative_prompt": " "}, "guidance_scale"),
     ],
 )
 def test_calls_have_what_the_class_takes_and_no_more(composed, kind, overrides, own, absent):
@@ -124,15 +78,16 @@ def test_calls_have_what_the_class_takes_and_no_more(composed, kind, overrides, 
     assert own.items() <= arguments.items()
     assert absent not in arguments
     shared = {"prompt": "a red circle", "negative_prompt": made.negative_prompt, "height": made.height}
-    shared |= {"width": made.width, "num_frames": made.num_frames, "num_inference_steps": made.steps}
+    shared |= {"width": made.width, "num_inference_steps": made.steps}
     shared |= {"max_sequence_length": made.max_sequence_length}
+    shared |= {} if made.kind.makes_images else {"num_frames": made.num_frames}
     assert shared.items() <= arguments.items()
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_noise_levels_are_those_of_the_run(config, model):
+def test_noise_levels_are_those_of_the_run(model_config, model):
     """What a dry run shows is what the pipeline's scheduler does."""
-    made = config(model)
+    made = model_config(model)
     pipe = load_pipeline(made)
     sample(pipe, made, "a red circle", 0, ignore)
     levels = noise_levels(made)
@@ -142,41 +97,42 @@ def test_noise_levels_are_those_of_the_run(config, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_latents_are_as_large_as_foreseen(config, model):
-    made = config(model, "num_frames=13" if not model.startswith("cog") else "num_frames=9", "steps=2", "tap=off")
+def test_latents_are_as_large_as_foreseen(model_config, model):
+    fixed = model.startswith("cogvideox") or KINDS[model_config(model).model.pipeline].makes_images
+    made = model_config(model, *([] if fixed else ["num_frames=13"]), "steps=2", "tap=off")
     pipe = load_pipeline(made)
     latents = sample(pipe, made, "a red circle", 0, ignore).latents
     t, h, w = latent_size(pipe, made)
     shapes = {"ltx": (t * h * w, 8), "cogvideox_2b": (t, 4, h, w), "cogvideox_5b": (t, 4, h, w)}
+    shapes |= {"flux": (h * w, 16), "qwen_image": (h * w, 16), "cogview4": (4, h, w), "mochi": (12, t, h, w)}
     assert latents.shape[1:] == shapes.get(model, (4, t, h, w))
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_half_precision_runs(config, model):
-    pipe = load_pipeline(made := config(model, "steps=2", "dtype=bfloat16"))
+def test_half_precision_runs(model_config, model):
+    pipe = load_pipeline(made := model_config(model, "steps=2", "dtype=bfloat16"))
     assert pipe.transformer.dtype == torch.bfloat16
-    expected = {"hunyuan": torch.float16, "ltx": torch.bfloat16}
-    expected |= dict.fromkeys(("cogvideox_2b", "cogvideox_5b"), torch.bfloat16)
-    assert pipe.vae.dtype == expected.get(model, torch.float32)
-    if model != "hunyuan" or torch.cuda.is_available():  # 3-D convolutions in fp16 are for GPUs
+    dtypes = {"same": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    assert pipe.vae.dtype == dtypes[made.kind.vae_dtype]
+    if made.kind.vae_dtype != "float16" or torch.cuda.is_available():  # 3-D convolutions in fp16 are for GPUs
         assert sample(pipe, made, "a red circle", 0, ignore).frames.isfinite().all()
 
 
 @pytest.mark.parametrize(("model", "weights"), [("ltx", None), ("wan22_ti2v", None)])
-def test_image_makes_an_image_to_video_pipeline_of_the_same_weights(config, picture, model, weights):
-    made = config(model, f"image={picture}", weights=weights)
+def test_image_makes_an_image_to_video_pipeline_of_the_same_weights(model_config, picture, model, weights):
+    made = model_config(model, f"image={picture}", weights=weights)
     pipe = load_pipeline(made)
     assert type(pipe).__name__ == {"ltx": "LTXImageToVideoPipeline"}.get(model, "WanImageToVideoPipeline")
     with accelerated(pipe, made) as tap:
         frames = sample(pipe, made, "a red circle", 0, ignore).frames
         assert tap.summary().forecast_steps
-    other = load_pipeline(config(model))
-    assert not torch.equal(sample(other, config(model), "a red circle", 0, ignore).frames, frames)
+    other = load_pipeline(model_config(model))
+    assert not torch.equal(sample(other, model_config(model), "a red circle", 0, ignore).frames, frames)
 
 
-def test_cogvideox_from_an_image(config, picture):
+def test_cogvideox_from_an_image(model_config, picture):
     names = ["model.pipeline=CogVideoXImageToVideoPipeline", f"image={picture}"]
-    made = config("cogvideox_5b", *names, weights="cogvideox_i2v")
+    made = model_config("cogvideox_5b", *names, weights="cogvideox_i2v")
     pipe = load_pipeline(made)
     with accelerated(pipe, made) as tap:
         assert sample(pipe, made, "a red circle", 0, ignore).frames.shape == (9, 32, 32, 3)
@@ -184,41 +140,44 @@ def test_cogvideox_from_an_image(config, picture):
 
 
 @pytest.mark.parametrize(("model", "weights"), [("wan_i2v", "wan_flf"), ("wan22_i2v", None)])
-def test_last_image_reaches_the_video(config, tmp_path, model, weights):
+def test_last_image_reaches_the_video(model_config, tmp_path, model, weights):
     last = tmp_path / "last.png"
     Image.new("RGB", (32, 32), (255, 0, 0)).save(last)
-    made = [config(model, f"last_image={last}", "steps=2", weights=weights)]
+    made = [model_config(model, f"last_image={last}", "steps=2", weights=weights)]
     made.append(replace(made[0], last_image=made[0].image))
     pipe = load_pipeline(made[0])
     one, two = (sample(pipe, own, "a red circle", 0, ignore).frames for own in made)
     assert not torch.equal(one, two)
 
 
-def test_last_image_is_refused_where_the_model_looks_at_one_picture(config, picture):
+def test_last_image_is_refused_where_the_model_looks_at_one_picture(model_config, picture):
     with pytest.raises(ConfigError, match=r"last_image=.*first-and-last-frame"):
-        load_pipeline(config("wan_i2v", f"last_image={picture}"))
+        load_pipeline(model_config("wan_i2v", f"last_image={picture}"))
 
 
-def test_timestep_of_the_vae_is_passed_on(config):
-    made = [config("ltx", "steps=2", f"model.call.decode_timestep={t}", weights="ltx_timestep_vae") for t in (0.0, 0.3)]
+def test_timestep_of_the_vae_is_passed_on(model_config):
+    made = [
+        model_config("ltx", "steps=2", f"model.call.decode_timestep={t}", weights="ltx_timestep_vae")
+        for t in (0.0, 0.3)
+    ]
     pipe = load_pipeline(made[0])
     one, two = (sample(pipe, own, "a red circle", 0, ignore) for own in made)
     assert torch.equal(one.latents, two.latents)
     assert not torch.equal(one.frames, two.frames)
 
 
-def test_true_guidance_is_two_branches(config):
-    made = config("hunyuan", "model.call.true_cfg_scale=4.0", "negative_prompt=left")
+def test_true_guidance_is_two_branches(model_config):
+    made = model_config("hunyuan", "model.call.true_cfg_scale=4.0", "negative_prompt=left")
     assert made.is_guided
-    assert not config("hunyuan").is_guided
+    assert not model_config("hunyuan").is_guided
     pipe = load_pipeline(made)
     with accelerated(pipe, made) as tap:
         sample(pipe, made, "a red circle", 0, ignore)
         assert {record.branch for record in tap.trace.records} == {"cond", "uncond"}
 
 
-def test_experts_warm_up_where_they_take_over(config):
-    made = config("wan22", "steps=20", "schedule.warmup=2")
+def test_experts_warm_up_where_they_take_over(model_config):
+    made = model_config("wan22", "steps=20", "schedule.warmup=2")
     split = experts(made)
     assert [*split["transformer"], *split["transformer_2"]] == list(range(20))
     edge = split["transformer_2"].start
@@ -234,8 +193,8 @@ def test_experts_warm_up_where_they_take_over(config):
     assert record["clips"][0]["forecast_steps"] == [i for i, mark in enumerate(record["plan"]) if mark == "."]
 
 
-def test_guidance_of_the_second_expert_is_its_own(config):
-    made = [config("wan22", "steps=12", f"model.call.guidance_scale_2={g}") for g in (1.5, 6.0)]
+def test_guidance_of_the_second_expert_is_its_own(model_config):
+    made = [model_config("wan22", "steps=12", f"model.call.guidance_scale_2={g}") for g in (1.5, 6.0)]
     pipe = load_pipeline(made[0])
     one, two = (sample(pipe, own, "a red circle", 0, ignore).latents for own in made)
     assert not torch.equal(one, two)
@@ -246,16 +205,16 @@ def test_guidance_of_the_second_expert_is_its_own(config):
     [("model", CogVideoXDDIMScheduler, "trailing"), ("ddim", CogVideoXDDIMScheduler, "trailing"),
      ("dpm", CogVideoXDPMScheduler, "trailing")],
 )  # fmt: skip
-def test_schedulers_of_cogvideox_keep_what_is_stored(config, name, kind, spacing):
-    scheduler = make_scheduler(config("cogvideox_5b", f"scheduler={name}"))
+def test_schedulers_of_cogvideox_keep_what_is_stored(model_config, name, kind, spacing):
+    scheduler = make_scheduler(model_config("cogvideox_5b", f"scheduler={name}"))
     assert isinstance(scheduler, kind)
     assert scheduler.config["timestep_spacing"] == spacing
     assert scheduler.config["snr_shift_scale"] == 1.0  # not the class's 3.0
 
 
-def test_unipc_of_ltx_has_the_noise_levels_of_its_own_scheduler(config):
-    own, unipc = (noise_levels(config("ltx", f"scheduler={name}")) for name in ("model", "unipc"))
-    assert isinstance(make_scheduler(config("ltx", "scheduler=unipc")), UniPCMultistepScheduler)
+def test_unipc_of_ltx_has_the_noise_levels_of_its_own_scheduler(model_config):
+    own, unipc = (noise_levels(model_config("ltx", f"scheduler={name}")) for name in ("model", "unipc"))
+    assert isinstance(make_scheduler(model_config("ltx", "scheduler=unipc")), UniPCMultistepScheduler)
     assert [s for s, _ in unipc] == pytest.approx([s for s, _ in own], abs=2e-3)
 
 
@@ -274,12 +233,12 @@ def test_unipc_of_ltx_has_the_noise_levels_of_its_own_scheduler(config):
         ("ltx", ["model.pipeline=HunyuanVideoPipeline", "scheduler=euler"], "is a LTXPipeline; allowed: Hunyuan"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named(config, picture, model, overrides, message):
+def test_what_does_not_fit_is_named(model_config, picture, model, overrides, message):
     overrides = [o.replace("PICTURE", str(picture)) for o in overrides]
     if any("true_cfg" in o or "boundary=0.9" in o for o in overrides):
         overrides = [o.replace("model.call.true", "+model.call.true") for o in overrides]
     with pytest.raises(ConfigError, match=message) as error:
-        load_pipeline(config(model, *overrides))
+        load_pipeline(model_config(model, *overrides))
     assert "\n" not in str(error.value)
 
 
@@ -301,11 +260,11 @@ def test_configs_that_no_pipeline_takes(composed, overrides, message):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
-def test_pictures_that_are_none(config, tmp_path, content):
+def test_pictures_that_are_none(model_config, tmp_path, content):
     path = tmp_path / "broken.png"
     if content is not None:
         path.write_bytes(content)
-    made = config("wan_i2v", f"image={path}")
+    made = model_config("wan_i2v", f"image={path}")
     with pytest.raises(ConfigError, match=r"image='.*broken\.png' cannot be read .*; allowed: the path") as error:
         generate.run(made)
     assert "\n" not in str(error.value)
@@ -321,9 +280,9 @@ def test_text_to_video_weights_refuse_an_image(composed, random_overrides, pictu
         load_pipeline(composed(*random_overrides, f"image={picture}"))
 
 
-def test_pictures_count_by_their_bytes(config, picture, tmp_path):
+def test_pictures_count_by_their_bytes(model_config, picture, tmp_path):
     def name(path):
-        own = config("wan_i2v", f"image={path}")
+        own = model_config("wan_i2v", f"image={path}")
         return run_folder(own, read_prompts(own)).name
 
     before, copy = name(picture), tmp_path / "copy.png"
@@ -333,14 +292,14 @@ def test_pictures_count_by_their_bytes(config, picture, tmp_path):
     assert name(picture) != before
 
 
-def test_fused_guidance_cannot_be_split(config):
+def test_fused_guidance_cannot_be_split(model_config):
     halves = Comm()
     halves.size = 2
     topology = replace(alone(), cfg=halves)
     for model, message in (("ltx", "once for both branches"), ("hunyuan", "model.call.true_cfg_scale=1 has one")):
         with pytest.raises(ConfigError, match=message):
-            check_branches(config(model), topology)
-    check_branches(config("hunyuan", "model.call.true_cfg_scale=2"), topology)
+            check_branches(model_config(model), topology)
+    check_branches(model_config("hunyuan", "model.call.true_cfg_scale=2"), topology)
 
 
 def test_dry_run_without_weights_says_what_it_does_not_know(composed, capsys):
@@ -350,6 +309,6 @@ def test_dry_run_without_weights_says_what_it_does_not_know(composed, capsys):
     assert "sigmas and timesteps are not known: model.weights='/nowhere'" in out
 
 
-def test_dry_run_shows_a_bar_between_experts(config, capsys):
-    generate.run(config("wan22", "dry_run=true"))
+def test_dry_run_shows_a_bar_between_experts(model_config, capsys):
+    generate.run(model_config("wan22", "dry_run=true"))
     assert "|" in capsys.readouterr().out

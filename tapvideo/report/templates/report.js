@@ -3,8 +3,9 @@ const palette = payload.colours.map(rgb);
 
 /* ---- players ---- */
 function setUpClipPlayer(root) {
-  const videos = [...root.querySelectorAll("video")];
+  const videos = [...root.querySelectorAll("video, .screens img")];
   const drawDifference = setUpDifference(root, videos);
+  if (root.classList.contains("still")) return;
   videos.forEach((v) => { v.controls = false; blobOnError(v); });
   const player = synchronise(root, drawDifference);
   player.load(videos, Number(root.dataset.frames), Number(root.dataset.fps));
@@ -118,18 +119,19 @@ async function setUpMaps(root, packed, video, player, onStep) {
 
 function layOut(grid, t, h, w, player) {
   const frames = Number(player.dataset.frames);
-  if (t <= 7) grid.style.setProperty("--cell", `${Math.floor(960 / t) - 14}px`);
+  if (t <= 7) grid.style.setProperty("--cell", `${Math.min(460, Math.floor(960 / t) - 14)}px`);
   return Array.from({ length: t }, (_, i) => {
     const figure = document.createElement("figure"), caption = document.createElement("figcaption");
     const picture = document.createElement("canvas"), map = document.createElement("canvas");
     const frame = t > 1 ? Math.round(i * (frames - 1) / (t - 1)) : 0;
     picture.className = "picture";
     picture.setAttribute("role", "img");
-    picture.setAttribute("aria-label", `frame ${frame + 1} of the video`);
+    const still = player.classList.contains("still"), place = still ? "the picture" : `frame ${frame + 1}`;
+    picture.setAttribute("aria-label", still ? place : `${place} of the video`);
     map.width = w;
     map.height = h;
     map.setAttribute("role", "img");
-    caption.textContent = `frame ${frame + 1}`;
+    caption.textContent = place;
     figure.append(picture, map, caption);
     grid.append(figure);
     return { picture, map, frame };
@@ -138,6 +140,7 @@ function layOut(grid, t, h, w, player) {
 
 /* The clip's own pictures at the latent frames, taken from a silent copy of the video. */
 async function drawPictures(video, cells, player) {
+  if (player.classList.contains("still")) return drawStill(video, cells[0].picture);
   const copy = video.cloneNode();
   blobOnError(copy);
   if (copy.readyState < 2) await new Promise((done) => copy.addEventListener("loadeddata", done, { once: true }));
@@ -151,12 +154,20 @@ async function drawPictures(video, cells, player) {
   }
 }
 
+async function drawStill(image, picture) {
+  await image.decode();
+  const scale = Math.min(1, 320 / image.naturalWidth);
+  picture.width = image.naturalWidth * scale;
+  picture.height = image.naturalHeight * scale;
+  picture.getContext("2d").drawImage(image, 0, 0, picture.width, picture.height);
+}
+
 for (const clip of document.querySelectorAll(".clip")) {
   const player = clip.querySelector(".player"), steps = clip.querySelector(".steps"), maps = clip.querySelector(".maps");
   let chooseMap = () => {};
   const mark = steps ? setUpTimeline(steps, (step) => { mark(step); chooseMap(step); }) : () => {};
   setUpClipPlayer(player);
   if (maps) whenSeen(maps, async () => {
-    chooseMap = await setUpMaps(clip.querySelector(".predictors"), payload.maps[clip.dataset.clip], [...player.querySelectorAll("video")].at(-1), player, mark);
+    chooseMap = await setUpMaps(clip.querySelector(".predictors"), payload.maps[clip.dataset.clip], [...player.querySelectorAll("video, .screens img")].at(-1), player, mark);
   });
 }
