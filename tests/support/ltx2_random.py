@@ -2,8 +2,16 @@
 
 import torch
 from diffusers import (
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
+    FlowMatchEulerDiscreteScheduler,
+    LTX2ImageToVideoPipeline,
+    LTX2Pipeline,
     LTX2VideoTransformer3DModel,
 )
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 CHANNELS, AUDIO_CHANNELS, AUDIO, TEXT, TEXT_DIM = 8, 4, 11, 6, 12
 GRID = (3, 5, 7)  # 105 tokens of video, 11 of audio
@@ -86,3 +94,122 @@ def inputs(_, latents, timestep, branch, *, per_token=False, cross=False):
         given["timestep"][:, : h * w] = 0
         given["audio_timestep"] = now
     return given
+
+
+def random_vae():
+    """Strides of 4 frames and 8 x 8 pixels."""
+    torch.manual_seed(1)
+    return AutoencoderKLLTX2Video(
+        latent_channels=CHANNELS,
+        block_out_channels=(8, 8, 8),
+        down_block_types=("LTX2VideoDownBlock3D",) * 3,
+        decoder_block_out_channels=(8, 8),
+        layers_per_block=(1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, True, False),
+        decoder_spatio_temporal_scaling=(True, True),
+        decoder_inject_noise=(False,) * 3,
+        downsample_type=("spatiotemporal",) * 3,
+        upsample_type=("spatiotemporal",) * 2,
+        upsample_residual=(False,) * 2,
+        upsample_factor=(1, 1),
+        patch_size=2,
+        decoder_causal=False,
+    ).eval()
+
+
+def random_audio_vae():
+    """25 latents a second, of 2 channels and 2 mel bins: the transformer's audio channels."""
+    return AutoencoderKLLTX2Audio(
+        base_channels=4, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=8
+    ).eval()
+
+
+def random_vocoder():
+    """Sound in stereo, 40 numbers a mel frame."""
+    return LTX2Vocoder(
+        in_channels=16,
+        hidden_channels=16,
+        upsample_kernel_sizes=[4, 4],
+        upsample_factors=[2, 2],
+        resnet_kernel_sizes=[3],
+        resnet_dilations=[[1, 3, 5]],
+        output_sampling_rate=16000,
+    ).eval()
+
+
+def random_connectors():
+    """From the text encoder's layers, embeddings and two more, to text for video and for sound."""
+    return LTX2TextConnectors(
+        caption_channels=TEXT_DIM,
+        text_proj_in_factor=3,
+        video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=TEXT_DIM // 2,
+        video_connector_num_layers=1,
+        video_connector_num_learnable_registers=None,
+        audio_connector_num_attention_heads=2,
+        audio_connector_attention_head_dim=TEXT_DIM // 2,
+        audio_connector_num_layers=1,
+        audio_connector_num_learnable_registers=None,
+        connector_rope_base_seq_len=32,
+        rope_type="split",
+    ).eval()
+
+
+def random_gemma(words):
+    """Text alone is read, but the class looks at pictures too."""
+    text = {
+        "vocab_size": words,
+        "hidden_size": TEXT_DIM,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 6,
+    }
+    view = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = Gemma3Config(text_config=text, vision_config=view, mm_tokens_per_image=4)
+    return Gemma3ForConditionalGeneration(config).eval()
+
+
+def random_scheduler():
+    """As the one beside the weights: the shift follows from the number of tokens."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        shift_terminal=0.1,
+    )
+
+
+def random_pipeline(tokenizer, *, transformer=None):
+    """All parts, with the weights of LTX-2; `LTX2ImageToVideoPipeline` has the same ones."""
+    torch.manual_seed(2)
+    pipe = LTX2Pipeline(
+        scheduler=random_scheduler(),
+        vae=random_vae(),
+        audio_vae=random_audio_vae(),
+        text_encoder=random_gemma(len(tokenizer)),
+        tokenizer=tokenizer,
+        connectors=random_connectors(),
+        transformer=transformer or random_transformer(heads=2),
+        vocoder=random_vocoder(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def from_image(pipe):
+    """The same parts, for videos from a picture."""
+    made = LTX2ImageToVideoPipeline(**pipe.components)
+    made.set_progress_bar_config(disable=True)
+    return made
