@@ -9,6 +9,7 @@ from torch import nn
 from tapvideo import ScheduleConfig, TapConfig
 from tapvideo.history import BranchState, StepContext
 from tapvideo.parallel.attention import SequenceAttention
+from tapvideo.parallel.kept import KeepOptions
 from tapvideo.parallel.shard import TokenShard
 from tapvideo.parallel.topology import alone
 from tapvideo.schedule import StepKind
@@ -145,3 +146,9 @@ def test_companions_anchors_go_with_the_first():
     state.reset()
     assert state.num_bytes == state.beside().num_bytes == 0
     assert not state.beside().residuals
+
+
+def test_layers_that_keep_keys_keep_them_for_a_companion_too():
+    options = KeepOptions(layers=frozenset({0, 2}))
+    assert [options.keeps(layer) for layer in (0, 1, 2)] == [options.keeps(~layer) for layer in (0, 1, 2)]
+    assert [options.keeps(~layer) for layer in (0, 1, 2)] == [True, False, True]

@@ -1,0 +1,124 @@
+"""LTX-2 through its own pipelines: video and sound, guidance by perturbed blocks and by streams kept apart."""
+
+from dataclasses import replace
+
+import ltx2_random
+import pytest
+import torch
+from PIL import Image
+from pipelines_parts import tokenizer
+
+from tapvideo import ScheduleConfig, TapConfig, enable_tap
+from tapvideo.config import RecomputeConfig
+
+EVERY_STEP = TapConfig(schedule=ScheduleConfig(interval=1))
+TAP = TapConfig(schedule=ScheduleConfig(kind="explicit", steps=[0, 1, 2, 5], warmup=1, min_steps=0))
+STEPS = 7
+
+
+@pytest.fixture(scope="module", params=["LTX-2", "LTX-2.3"])
+def text_pipe(request):
+    kind = ltx2_random.random_transformer if request.param == "LTX-2" else ltx2_random.random_newer_transformer
+    return ltx2_random.random_pipeline(tokenizer(), transformer=kind(heads=2))
+
+
+@pytest.fixture(params=["text", "image"])
+def pipe(request, text_pipe):
+    return text_pipe if request.param == "text" else ltx2_random.from_image(text_pipe)
+
+
+def made(pipe, **changes):
+    """Latents of video and sound, with all guidance that the class has by default; block 1 is perturbed."""
+    image = {"image": Image.new("RGB", (32, 32), (200, 30, 0)), "image_crf": 0}
+    out = pipe(
+        prompt="a red circle",
+        height=32,
+        width=32,
+        num_frames=9,
+        num_inference_steps=STEPS,
+        max_sequence_length=16,
+        spatio_temporal_guidance_blocks=[1],
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+        **({} if "Image" not in type(pipe).__name__ else image),
+        **changes,
+    )
+    return out.frames, out.audio
+
+
+def same(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_interval_one_is_plain_diffusers_and_forecasts_reach_both_streams(pipe):
+    plain = made(pipe)
+    tap = enable_tap(pipe, EVERY_STEP)
+    assert same(made(pipe), plain)
+    tap.disable()
+    tap = enable_tap(pipe, TAP)
+    forecast = made(pipe)
+    assert all(torch.isfinite(f).all() and not torch.equal(f, p) for f, p in zip(forecast, plain, strict=True))
+    assert tap.summary().forecast_steps == [3, 4, 6]
+    assert {r.branch for r in tap.trace.records} == {"cond_uncond", "uncond_stg", "uncond_modality"}
+    assert same(made(pipe), forecast)
+    tap.disable()
+    assert same(made(pipe), plain)
+
+
+def test_recomputing_everything_is_a_full_step_of_both_streams(pipe):
+    plain = made(pipe)
+    tap = enable_tap(pipe, replace(TAP, recompute=RecomputeConfig(budget=1.0)))
+    found = made(pipe)
+    tap.disable()
+    for a, b in zip(found, plain, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert same(made(pipe), plain)
+
+
+def outputs(transformer, **changes):
+    with torch.no_grad(), transformer.cache_context("one", step_index=0, num_inference_steps=20):
+        call = ltx2_random.inputs(transformer, ltx2_random.noise(transformer), 700.0, "cond_uncond", cross=True)
+        return transformer(**{**call, **changes}, return_dict=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spatio_temporal_guidance_blocks": [0]},
+        {"spatio_temporal_guidance_blocks": [2, 40]},  # the model has no block 40, and does not mind
+        {"spatio_temporal_guidance_blocks": [1], "perturbation_mask": torch.tensor([0.0, 1.0])},
+        {"spatio_temporal_guidance_blocks": [0, 2], "perturbation_mask": torch.tensor([1.0, 0.0])[:, None, None]},
+    ],
+)
+@pytest.mark.parametrize("config", [EVERY_STEP, replace(TAP, recompute=RecomputeConfig(budget=0.3))])
+def test_blocks_are_perturbed_as_the_model_perturbs_them(changes, config):
+    transformer = ltx2_random.random_newer_transformer()
+    plain, other = outputs(transformer, **changes), outputs(transformer)
+    enable_tap(transformer, config)
+    assert same(outputs(transformer, **changes), plain)
+    assert same(outputs(transformer), other)  # what one call asks for, the next one does not get
+    assert not torch.equal(plain[0], other[0])
+
+
+def test_a_mask_among_the_videos_tokens_is_refused_where_they_are_recomputed():
+    transformer, mask = ltx2_random.random_transformer(), torch.ones(2, 105, 105)
+    mask[:, :, 50:] = 0.5
+    plain = outputs(transformer, video_self_attention_mask=mask)
+    tap = enable_tap(transformer, EVERY_STEP)
+    assert same(outputs(transformer, video_self_attention_mask=mask), plain)
+    tap.disable()
+    enable_tap(transformer, replace(TAP, recompute=RecomputeConfig(budget=0.3)))
+    with pytest.raises(ValueError, match="do not work with video_self_attention_mask"):
+        outputs(transformer, video_self_attention_mask=mask)
+
+
+def test_interleaved_rotary_tables_go_by_position_too():
+    transformer = ltx2_random.random_transformer(rope_type="interleaved")
+    plain = outputs(transformer)
+    enable_tap(transformer, replace(TAP, recompute=RecomputeConfig(budget=1.0)))
+    for step in range(5):
+        with torch.no_grad(), transformer.cache_context("one", step_index=step, num_inference_steps=STEPS):
+            call = ltx2_random.inputs(transformer, ltx2_random.noise(transformer), 700.0, "cond_uncond", cross=True)
+            found = transformer(**call, return_dict=False)
+        for a, b in zip(found, plain, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
