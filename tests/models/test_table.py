@@ -9,7 +9,7 @@ from diffusers.hooks.group_offloading import ModuleGroup
 from model_cases import CASES, STEPS, Case, denoise
 from peft import LoraConfig
 from ranks import run_ranks
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
+from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
 from tapvideo import ScheduleConfig, TapConfig, enable_tap
 from tapvideo.config import RecomputeConfig
@@ -193,6 +193,13 @@ def int8(case):
     assert 0 < (accelerated_is_plain_at_interval_one(case, transformer) - plain).abs().max()
 
 
+def fp8(case):
+    transformer = case.transformer()
+    plain = denoise(case, transformer)
+    quantize_(transformer, Float8WeightOnlyConfig())
+    assert 0 < (accelerated_is_plain_at_interval_one(case, transformer) - plain).abs().max()
+
+
 def bfloat16(case):
     accelerated_is_plain_at_interval_one(case, case.transformer().to(torch.bfloat16))
 
@@ -209,6 +216,7 @@ CHECKS = {
     "offload": offload,
     "compile": compiled,
     "int8": int8,
+    "fp8": fp8,
     "bf16": bfloat16,
 }
 
