@@ -161,7 +161,7 @@ def _write(path: Path, made: Sample, config: GenerateConfig) -> StageTimes:
     if config.kind.makes_images:
         write_png(path, made.frames[0])
     else:
-        write_mp4(path, made.frames, fps=config.fps, crf=config.quality)
+        write_mp4(path, made.frames, fps=config.fps, crf=config.quality, sound=made.sound)
     seconds = made.seconds
     return StageTimes(text=seconds.text, denoise=seconds.denoise, vae=seconds.vae, write=time.perf_counter() - start)
 

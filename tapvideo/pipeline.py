@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def load_pipeline(config: GenerateConfig) -> Pipeline:
     check_sizes(config, configs)
     if config.kind.sized_by_image:
         _check_own_size(config, configs)
+    if config.image and config.model.pipeline == "LTX2Pipeline":
+        _check_compression(config)
     check_call(config, kind)
     scheduler = make_scheduler(config)
     folder = find_weights(config.model)
@@ -140,6 +143,15 @@ def _check_pictures(config: GenerateConfig, index: dict[str, Any], transformer: 
         raise ConfigError(
             f"last_image={config.last_image!r}: model.weights={weights!r} knows no last frame; allowed: null, or "
             "first-and-last-frame weights"
+        )
+
+
+def _check_compression(config: GenerateConfig) -> None:
+    """LTX-2 compresses a picture as a video before it looks at it, which would fail only after the text is encoded."""
+    if config.model.call.get("image_crf") != 0 and find_spec("av") is None:
+        raise ConfigError(
+            f"image={config.image!r}: a {config.kind.image_class} compresses it with PyAV, which is not installed; "
+            "allowed: pip install 'tapvideo[ltx2]', or +model.call.image_crf=0"
         )
 
 

@@ -102,6 +102,7 @@ KINDS = {
     "WanImageToVideoPipeline": replace(_WAN, needs_image=True, last_image=True),
     "LTXPipeline": _LTX,
     "LTXImageToVideoPipeline": replace(_LTX, needs_image=True),
+    "LTX2Pipeline": replace(_LTX, image_class="LTX2ImageToVideoPipeline"),
     "HunyuanVideoPipeline": _HUNYUAN,
     "HunyuanVideoImageToVideoPipeline": replace(
         _HUNYUAN, image_class="HunyuanVideoImageToVideoPipeline", needs_image=True

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tapvideo.config import ConfigError, GenerateConfig
 from tapvideo.images import read_images
+from tapvideo.video_io import Sound
 
 _NOT_FOR_CALL = ("image", "last_image", "output_type", "return_dict", "latents", "timesteps", "sigmas")
 _NOT_FOR_CALL += ("num_videos_per_prompt", "num_images_per_prompt", "prompt_template", "prompt_2", "negative_prompt_2")
@@ -61,6 +62,8 @@ class Sample:
     latents: Float[Tensor, " b *latent"]
     """Where the denoising loop ended, on its device, as the pipeline has them."""
     seconds: StageSeconds
+    sound: Sound | None = None
+    """Where the pipeline makes one, and the frames are here."""
 
 
 @dataclass(slots=True)
@@ -127,11 +130,12 @@ def sample(
         with watched(pipe, end_step) as watching:
             made = pipe(**arguments, **watching, output_type="pt" if decode else "latent")
         frames = _frames(made, is_image=config.kind.makes_images) if decode else _no_frames(config)
+        sound = _sound(pipe, made) if decode else None
         clock.mark("end")
     finally:
         for hook in hooks:
             hook.remove()
-    return Sample(frames, last[0], clock.seconds())
+    return Sample(frames, last[0], clock.seconds(), sound)
 
 
 @contextmanager
@@ -167,6 +171,12 @@ def _frames(made: Any, *, is_image: bool) -> Float[Tensor, "frames height width 
     """Of what a pipeline gave out; a picture is one frame."""
     frames = made.images[:1] if is_image else made.frames[0]
     return frames.permute(0, 2, 3, 1).float().cpu()
+
+
+def _sound(pipe: Any, made: Any) -> Sound | None:
+    """Of what a pipeline gave out, if there is sound in it."""
+    waves = getattr(made, "audio", None)
+    return None if waves is None else Sound(waves[0].float().cpu(), int(pipe.vocoder.config.output_sampling_rate))
 
 
 def _no_frames(config: GenerateConfig) -> Tensor:
@@ -226,6 +236,8 @@ def check_frames(made: Sample, seed: int) -> None:
     """
     if not torch.isfinite(made.frames).all():
         raise RunFailed(f"the VAE made NaN or infinite frames from finite latents (seed {seed}); try dtype=float32")
+    if made.sound is not None and not torch.isfinite(made.sound.waves).all():
+        raise RunFailed(f"the vocoder made NaN or infinite sound (seed {seed}); try dtype=float32")
 
 
 def check_finite(latents: Float[Tensor, " b *latent"], step: int, num_steps: int) -> None:

@@ -2,10 +2,12 @@
 
 import os
 import secrets
+import wave
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import imageio_ffmpeg
 import numpy as np
@@ -30,6 +32,16 @@ class VideoInfo:
     height: int
 
 
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """What goes with a clip."""
+
+    waves: Float[Tensor, "channels samples"]
+    """Values in [-1, 1]; others are clipped."""
+    rate: int
+    """Samples a second."""
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to, moved onto `path` at the end and removed on any error or Ctrl-C."""
@@ -50,7 +62,9 @@ def atomic_write_text(path: Path, text: str) -> None:
         temp.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_mp4(path: Path, frames: Float[Tensor, "frames height width 3"], *, fps: int, crf: int) -> None:
+def write_mp4(
+    path: Path, frames: Float[Tensor, "frames height width 3"], *, fps: int, crf: int, sound: Sound | None = None
+) -> None:
     """Encode frames with values in [0, 1] (others are clipped) as H.264, BT.709, yuv420p, ready to stream.
 
     The size stays as it is: yuv420p halves the colour planes, so an odd side is an error; nothing is scaled in silence.
@@ -60,14 +74,15 @@ def write_mp4(path: Path, frames: Float[Tensor, "frames height width 3"], *, fps
         frames: The clip, on any device.
         fps: Frames per second.
         crf: Constant rate factor of x264, 0 (best) to 51.
+        sound: In AAC, from the first frame on; None is a silent clip.
 
     Raises:
         ValueError: if frames cannot be encoded as they are.
         OSError: if the encoder did not write every frame, e.g. on a full disk.
     """
     _check_encodable(frames, fps, crf)
-    with atomic_path(path) as temp:
-        _encode(temp, frames, fps, crf)
+    with atomic_path(path) as temp, TemporaryDirectory() as folder:
+        _encode(temp, frames, fps, crf, None if sound is None else _write_wave(Path(folder) / "sound.wav", sound))
         written = _count_frames(temp)
         if written != len(frames):
             raise OSError(f"{path}: the encoder wrote {written} of {len(frames)} frames")
@@ -132,7 +147,18 @@ def _check_encodable(frames: Tensor, fps: int, crf: int) -> None:
         raise ValueError("the clip has NaN or infinite values; allowed: numbers, best in [0, 1]")
 
 
-def _encode(path: Path, frames: Tensor, fps: int, crf: int) -> None:
+def _write_wave(path: Path, sound: Sound) -> Path:
+    """In 16 bits, for ffmpeg to read."""
+    samples = (sound.waves.detach().float().cpu().clamp(-1, 1) * 32767).round().to(torch.int16)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(len(samples))
+        file.setsampwidth(2)
+        file.setframerate(sound.rate)
+        file.writeframes(samples.T.contiguous().numpy().astype("<i2").tobytes())
+    return path
+
+
+def _encode(path: Path, frames: Tensor, fps: int, crf: int, sound: Path | None) -> None:
     height, width = frames.shape[1:3]
     convert = f"scale=out_color_matrix=bt709:out_range=tv:{SWSCALE_FLAGS},format=yuv420p,{_BT709}"
     output = ["-vf", convert, "-crf", str(crf)]
@@ -147,6 +173,8 @@ def _encode(path: Path, frames: Tensor, fps: int, crf: int) -> None:
         macro_block_size=1,  # never scale
         ffmpeg_log_level="error",
         output_params=output,
+        audio_path=None if sound is None else str(sound),
+        audio_codec=None if sound is None else "aac",
     )
     with closing(writer):
         writer.send(None)

@@ -17,6 +17,7 @@ from diffusers import (
     WanImageToVideoPipeline,
     WanPipeline,
 )
+from ltx2_random import random_pipeline as random_ltx2
 from ltx_random import random_scheduler, random_vae
 from ltx_random import random_transformer as random_ltx
 from pipelines_images import BUILDERS as IMAGES
@@ -30,6 +31,10 @@ def _ltx() -> Any:
         tokenizer=tokenizer(), text_encoder=t5(), transformer=random_ltx(), vae=random_vae(),
         scheduler=random_scheduler(),
     )  # fmt: skip
+
+
+def _ltx2() -> Any:
+    return random_ltx2(tokenizer())
 
 
 def _ltx_timestep_vae() -> Any:
@@ -110,6 +115,7 @@ def _wan22_ti2v() -> Any:
 BUILDERS = {
     "ltx": _ltx,
     "ltx_timestep_vae": _ltx_timestep_vae,
+    "ltx2": _ltx2,
     "hunyuan": _hunyuan,
     "cogvideox_2b": _cogvideox,
     "cogvideox_5b": _cogvideox_rotary,
@@ -126,8 +132,8 @@ BUILDERS = {
 
 # yamls whose weights a tiny pipeline of the same name stands for
 MODELS = (
-    "ltx", "hunyuan", "cogvideox_2b", "cogvideox_5b", "wan_i2v", "wan22", "wan22_i2v", "wan22_ti2v", "hunyuan_i2v",
-    "hunyuan15", "hunyuan15_i2v", "mochi", "skyreels", "skyreels_i2v", "flux", "qwen_image", "cogview4",
+    "ltx", "ltx2", "hunyuan", "cogvideox_2b", "cogvideox_5b", "wan_i2v", "wan22", "wan22_i2v", "wan22_ti2v",
+    "hunyuan_i2v", "hunyuan15", "hunyuan15_i2v", "mochi", "skyreels", "skyreels_i2v", "flux", "qwen_image", "cogview4",
 )  # fmt: skip
 WITH_IMAGE = ("wan_i2v", "wan22_i2v", "hunyuan_i2v", "hunyuan15_i2v", "skyreels_i2v")
 FRAMES = {"mochi": 13, "flux": 1, "qwen_image": 1, "cogview4": 1}

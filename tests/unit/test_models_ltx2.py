@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 
+import imageio_ffmpeg
 import ltx2_random
 import pytest
 import torch
 from PIL import Image
 from pipelines_parts import tokenizer
 
-from tapvideo import ScheduleConfig, TapConfig, enable_tap
-from tapvideo.config import RecomputeConfig
+from tapvideo import ScheduleConfig, TapConfig, enable_tap, generate
+from tapvideo.config import ConfigError, RecomputeConfig
+from tapvideo.pipeline import accelerated, load_pipeline
+from tapvideo.sample import RunFailed, Sample, StageSeconds, call_arguments, check_frames, sample
+from tapvideo.video_io import Sound
 
 EVERY_STEP = TapConfig(schedule=ScheduleConfig(interval=1))
 TAP = TapConfig(schedule=ScheduleConfig(kind="explicit", steps=[0, 1, 2, 5], warmup=1, min_steps=0))
@@ -122,3 +126,43 @@ def test_interleaved_rotary_tables_go_by_position_too():
             found = transformer(**call, return_dict=False)
         for a, b in zip(found, plain, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_writes_the_sound_that_the_pipeline_makes(model_config):
+    made = model_config("ltx2", "compare=true", "steps=12")
+    folder = generate.run(made)
+    for path in sorted(folder.rglob("*.mp4")):
+        meta = next(imageio_ffmpeg.read_frames(str(path)))
+        assert meta["audio_codec"] == "aac"
+    pipe = load_pipeline(made)
+    plain = sample(pipe, made, "a red circle", 3, lambda _: None)
+    result = pipe(**call_arguments(made, type(pipe), "a red circle", 3), output_type="pt")
+    assert torch.equal(plain.sound.waves, result.audio[0])
+    assert plain.sound.rate == 16000
+    with accelerated(pipe, made):
+        assert not torch.equal(sample(pipe, made, "a red circle", 3, lambda _: None).sound.waves, plain.sound.waves)
+
+
+def test_a_step_of_the_yaml_is_one_call(model_config):
+    made = model_config("ltx2", "steps=12")
+    pipe = load_pipeline(made)
+    with accelerated(pipe, made) as tap:
+        sample(pipe, made, "a red circle", 3, lambda _: None)
+        assert {record.branch for record in tap.trace.records} == {"cond_uncond"}
+
+
+def test_sound_that_is_lost_stops_a_run():
+    sound = Sound(torch.tensor([[0.0, torch.nan]]), 16000)
+    seconds = StageSeconds(text=0.0, denoise=0.0, vae=0.0)
+    lost = Sample(torch.zeros(1, 32, 32, 3), torch.zeros(1, 2), seconds, sound)
+    with pytest.raises(RunFailed, match=r"the vocoder made NaN or infinite sound \(seed 3\); try dtype=float32"):
+        check_frames(lost, 3)
+    check_frames(replace(lost, sound=None), 3)
+
+
+def test_a_picture_wants_pyav(model_config, picture, monkeypatch):
+    monkeypatch.setattr("tapvideo.pipeline.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"LTX2ImageToVideoPipeline compresses it with PyAV.*image_crf=0") as error:
+        load_pipeline(model_config("ltx2", f"image={picture}"))
+    assert "\n" not in str(error.value)
+    load_pipeline(model_config("ltx2", f"image={picture}", "+model.call.image_crf=0"))

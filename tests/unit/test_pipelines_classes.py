@@ -103,7 +103,7 @@ def test_latents_are_as_large_as_foreseen(model_config, model):
     pipe = load_pipeline(made)
     latents = sample(pipe, made, "a red circle", 0, ignore).latents
     t, h, w = latent_size(pipe, made)
-    shapes = {"ltx": (t * h * w, 8), "cogvideox_2b": (t, 4, h, w), "cogvideox_5b": (t, 4, h, w)}
+    shapes = {"ltx": (t * h * w, 8), "ltx2": (t * h * w, 8), "cogvideox_2b": (t, 4, h, w), "cogvideox_5b": (t, 4, h, w)}
     shapes |= {"flux": (h * w, 16), "qwen_image": (h * w, 16), "cogview4": (4, h, w), "mochi": (12, t, h, w)}
     assert latents.shape[1:] == shapes.get(model, (4, t, h, w))
 
@@ -118,11 +118,11 @@ def test_half_precision_runs(model_config, model):
         assert sample(pipe, made, "a red circle", 0, ignore).frames.isfinite().all()
 
 
-@pytest.mark.parametrize(("model", "weights"), [("ltx", None), ("wan22_ti2v", None)])
+@pytest.mark.parametrize(("model", "weights"), [("ltx", None), ("ltx2", None), ("wan22_ti2v", None)])
 def test_image_makes_an_image_to_video_pipeline_of_the_same_weights(model_config, picture, model, weights):
     made = model_config(model, f"image={picture}", weights=weights)
     pipe = load_pipeline(made)
-    assert type(pipe).__name__ == {"ltx": "LTXImageToVideoPipeline"}.get(model, "WanImageToVideoPipeline")
+    assert type(pipe).__name__ == made.kind.image_class
     with accelerated(pipe, made) as tap:
         frames = sample(pipe, made, "a red circle", 0, ignore).frames
         assert tap.summary().forecast_steps

@@ -2,15 +2,17 @@
 
 import inspect
 import signal
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
 import torch
 
 from tapvideo import video_io
 from tapvideo.metrics import psnr
-from tapvideo.video_io import VideoInfo, atomic_path, atomic_write_text, read_mp4, video_info, write_mp4
+from tapvideo.video_io import Sound, VideoInfo, atomic_path, atomic_write_text, read_mp4, video_info, write_mp4
 
 
 def _gradient(frames: int = 9, height: int = 48, width: int = 64) -> torch.Tensor:
@@ -122,3 +124,31 @@ def test_atomic_path_keeps_the_former_file_on_an_error(tmp_path: Path, error: ty
         temp.write_text("half")
         raise error
     assert [p.read_text() for p in tmp_path.iterdir()] == ["former"]
+
+
+def _hear(path, rate):
+    """The sound of a file, as ffmpeg decodes it: [samples, channels]."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "s16le", "-ar", str(rate), "-"]
+    raw = subprocess.run(command, check=True, capture_output=True).stdout
+    return torch.frombuffer(bytearray(raw), dtype=torch.int16).reshape(-1, 2).float() / 32767
+
+
+def test_sound_is_in_the_file_and_every_frame_too(tmp_path):
+    rate = 24000
+    seconds = torch.arange(rate * 2) / rate
+    low, high = (0.5 * torch.sin(2 * torch.pi * hertz * seconds) for hertz in (200, 1200))
+    write_mp4(tmp_path / "clip.mp4", _gradient(), fps=8, crf=16, sound=Sound(torch.stack([low, high]), rate))
+    assert video_info(tmp_path / "clip.mp4").frames == len(_gradient())
+    heard = _hear(tmp_path / "clip.mp4", rate)
+    assert abs(len(heard) - len(seconds)) <= 2 * 1024  # AAC has whole frames
+    middle = heard[rate // 2 : rate // 2 * 3]
+    for channel, hertz in ((0, 200), (1, 1200)):
+        loudness = torch.fft.rfft(middle[:, channel]).abs()
+        assert loudness.argmax() == hertz  # a second: a bin is one hertz
+    assert 0.4 < middle.abs().max() < 0.6
+
+
+def test_clips_without_sound_have_no_stream_of_it(tmp_path):
+    write_mp4(tmp_path / "clip.mp4", _gradient(), fps=8, crf=16)
+    with pytest.raises(subprocess.CalledProcessError):
+        _hear(tmp_path / "clip.mp4", 24000)
