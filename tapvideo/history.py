@@ -6,7 +6,7 @@ frames has n = 75,600 and d = 5,120, hence 0.72 GiB per bf16 anchor and stream b
 
 from dataclasses import dataclass, field
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tapvideo.parallel.kept import KeptKV
@@ -20,6 +20,8 @@ class StepContext:
     step: int
     num_steps: int
     sigma: float | None = None
+    given: Bool[Tensor, "b n"] | None = None
+    """Tokens of the whole sequence that are not denoised: a first frame's, which stands at timestep 0."""
 
 
 @dataclass(slots=True)

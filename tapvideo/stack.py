@@ -189,7 +189,7 @@ class TapStack(nn.Module):
         error, *beside = [self._errors(*part, bank) for part in parts]
         judged = error
         if self.config.choice == "sample":  # of all ranks' tokens, or each rank would choose for itself
-            judged = self.shard.mean_over_tokens(error).expand_as(error)
+            judged = self.shard.mean_over_tokens(error, context.given).expand_as(error)
         choice, _ = select_predictor(judged, choice="token")
         # A companion is whole on every rank: each of them sees all there is to choose by.
         choices = [choice, *(select_predictor(own, choice=self.config.choice)[0] for own in beside)]

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -210,7 +211,7 @@ class TapHook(ModelHook):
             return self._give_up(f"step {step} lies outside a run of {num_steps}")
         self.clock.take_over(self.release)
         self.trace.grid = grid
-        return StepContext(told.name, step, num_steps, told.sigma), state
+        return StepContext(told.name, step, num_steps, told.sigma, _given(call, math.prod(grid))), state
 
     def _told(self, call: Call) -> CacheContext | None:
         """What the pipeline says of a call, or else what can be seen of it, if there is a pipeline."""
@@ -240,6 +241,15 @@ class TapHook(ModelHook):
         if reason not in self._warned:
             self._warned.add(reason)
             logger.warning("tapvideo: not accelerating, because %s", reason)
+
+
+def _given(call: Call, num_tokens: int) -> Tensor | None:
+    """Which tokens stand at timestep 0 while others do not, where every token has a timestep of its own."""
+    timestep = call.get("timestep")
+    if not isinstance(timestep, Tensor) or timestep.ndim != 2 or timestep.shape[1] != num_tokens:
+        return None
+    given = timestep == 0
+    return given if given.any() and not given.all(1).any() else None
 
 
 def attach(transformer: nn.Module, config: TapConfig, clock: RunClock, topology: Topology) -> TapHook:

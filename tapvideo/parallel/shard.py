@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from tapvideo.parallel.attention import Rows, SequenceAttention
@@ -88,10 +88,16 @@ class TokenShard:
         """
         return self.gather_tokens(error.amax(0, keepdim=True), what="errors")[0]
 
-    def mean_over_tokens(self, error: Float[Tensor, "b n p"]) -> Float[Tensor, "b 1 p"]:
-        """The mean over all ranks' tokens.
+    def mean_over_tokens(
+        self, error: Float[Tensor, "b n p"], given: Bool[Tensor, "b all"] | None = None
+    ) -> Float[Tensor, "b 1 p"]:
+        """The mean over all ranks' tokens, those that are `given` and not denoised left out.
 
         Raises:
             PeerLost: if another rank does not answer.
         """
-        return self.comm.mean(error.mean(1, keepdim=True), error.shape[1], what="errors")
+        if given is None:
+            return self.comm.mean(error.mean(1, keepdim=True), error.shape[1], what="errors")
+        own = given if self.is_whole else given.index_select(1, self.positions)
+        mean = self.comm.mean(error.masked_fill(own[..., None], 0).mean(1, keepdim=True), error.shape[1], what="errors")
+        return mean / (~given).float().mean(1)[:, None, None]  # every rank knows all that is given
