@@ -42,7 +42,7 @@ def kept_on_this_rank(
     num_steps: int,
     branches: int,
 ) -> Kept:
-    """What a transformer's branches will keep, for clips of one size.
+    """What a transformer's branches will keep, for clips of one size; a companion's few anchors come on top.
 
     Args:
         transformer: of a class that TAP supports.
@@ -57,21 +57,21 @@ def kept_on_this_rank(
     adapter = adapter_for(transformer)
     tokens = num_tokens(transformer, latent_size)
     blocks = [block for name in adapter.block_lists for block in getattr(transformer, name)]
-    attention: Any = adapter.attentions(blocks)[0]
-    heads, width = attention.heads, attention.inner_dim
+    attentions: list[Any] = adapter.attentions(blocks)
     own = -(-tokens // topology.sp.size)  # the largest shard
     here = -(-branches // topology.cfg.size)
     streams = 2 if config.needs_probe else 1
-    anchors = here * streams * config.anchors * own * width * transformer.dtype.itemsize
+    anchors = here * streams * config.anchors * own * attentions[0].inner_dim * transformer.dtype.itemsize
     if not config.recompute.budget:
         return Kept(anchors, 0)
     kept_layers = len(config.recompute.kv_layers) or len(blocks)
-    share = tokens if config.recompute.exchange == "allgather_kv" else own
-    elements = here * kept_layers * 2 * share * width
-    return Kept(
-        anchors,
-        kept_bytes(elements, width // heads, dtype=transformer.dtype, kv_dtype=config.recompute.kv_dtype),
-    )
+    kv = 0
+    for i, attention in enumerate(attentions[: len(attentions) // len(blocks)]):  # of a block: a companion's is second
+        share = tokens if config.recompute.exchange == "allgather_kv" and not i else own
+        width, heads = attention.inner_dim, attention.heads
+        elements = here * kept_layers * 2 * share * width
+        kv += kept_bytes(elements, width // heads, dtype=transformer.dtype, kv_dtype=config.recompute.kv_dtype)
+    return Kept(anchors, kv)
 
 
 def num_tokens(transformer: Any, latent_size: tuple[int, int, int]) -> int:

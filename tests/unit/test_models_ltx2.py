@@ -11,6 +11,9 @@ from pipelines_parts import tokenizer
 
 from tapvideo import ScheduleConfig, TapConfig, enable_tap, generate
 from tapvideo.config import ConfigError, RecomputeConfig
+from tapvideo.memory import kept_on_this_rank
+from tapvideo.parallel.kept import kept_bytes
+from tapvideo.parallel.topology import alone
 from tapvideo.pipeline import accelerated, load_pipeline
 from tapvideo.sample import RunFailed, Sample, StageSeconds, call_arguments, check_frames, sample
 from tapvideo.video_io import Sound
@@ -77,6 +80,31 @@ def test_recomputing_everything_is_a_full_step_of_both_streams(pipe):
     for a, b in zip(found, plain, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
     assert same(made(pipe), plain)
+
+
+@pytest.mark.parametrize("changes", [{}, {"kv_dtype": "fp8"}, {"kv_layers": [1]}])
+def test_kept_keys_and_values_are_as_many_as_promised(changes):
+    """The sound's attention to the video keeps some too; of anchors, the sound's come on top."""
+    transformer = ltx2_random.random_transformer()
+    config = replace(TAP, recompute=RecomputeConfig(budget=0.2, **changes))
+    tap = enable_tap(transformer, config)
+    for step in range(5):
+        with torch.no_grad(), transformer.cache_context("one", step_index=step, num_inference_steps=STEPS):
+            call = ltx2_random.inputs(transformer, ltx2_random.noise(transformer), 700.0 - step, "uncond_modality")
+            transformer(**call, return_dict=False)
+    promised = kept_on_this_rank(transformer, config, alone(), latent_size=(3, 5, 7), num_steps=STEPS, branches=1)
+    summary = tap.summary()
+    sound = 2 * 3 * ltx2_random.AUDIO * 8 * 6 * 4  # streams, anchors, tokens, width, bytes
+    assert summary.state_bytes == promised.anchors + sound
+    layers, kv_dtype = (1 if "kv_layers" in changes else 3), config.recompute.kv_dtype
+    kinds = [(105 * 96 * 2 * layers, 16), (105 * 48 * 2 * layers, 8)]
+    video, beside = (kept_bytes(n, dim, dtype=torch.float32, kv_dtype=kv_dtype) for n, dim in kinds)
+    assert promised.kv == video + beside
+    assert summary.kv_bytes == video  # streams that are kept apart never ask for the second kind
+    with torch.no_grad(), transformer.cache_context("two", step_index=0, num_inference_steps=STEPS):
+        call = ltx2_random.inputs(transformer, ltx2_random.noise(transformer), 700.0, "uncond_stg")
+        transformer(**call, return_dict=False)
+    assert tap.trace.kv_bytes["two"] == promised.kv
 
 
 def outputs(transformer, **changes):
