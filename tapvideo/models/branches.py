@@ -6,6 +6,9 @@ from torch import Tensor
 
 from tapvideo.parallel.guidance import BRANCHES
 
+GUIDER_NAMES = dict(zip(("pred_cond", "pred_uncond"), BRANCHES, strict=True))
+"""What pipelines with a guider call the branches."""
+
 
 class TextBranches:
     """Tells branches apart by their prompts: a pipeline makes one tensor of each, and passes it at every step.

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -17,7 +16,8 @@ from tapvideo.config import TapConfig
 from tapvideo.history import BranchState, StepContext
 from tapvideo.models import adapter_for
 from tapvideo.models.base import Call, ModelAdapter, SeesCalls
-from tapvideo.models.branches import TextBranches
+from tapvideo.models.branches import GUIDER_NAMES, TextBranches
+from tapvideo.models.calls import given_tokens, largest_timestep, refuse_disk_offload
 from tapvideo.models.clock import RunClock
 from tapvideo.parallel.attention import SequenceAttention, resolve
 from tapvideo.parallel.guidance import BRANCHES, GuidanceExchange
@@ -30,9 +30,6 @@ from tapvideo.trace import Trace
 logger = logging.getLogger(__name__)
 
 HOOK_NAME = "tapvideo"
-
-GUIDER_NAMES = dict(zip(("pred_cond", "pred_uncond"), BRANCHES, strict=True))
-"""What pipelines with a guider call the branches."""
 
 
 class NamedState(BaseState):
@@ -209,9 +206,11 @@ class TapHook(ModelHook):
             state = named.enter(self.clock.told((id(self), told.name), step, num_steps))
         if not 0 <= step < num_steps:
             return self._give_up(f"step {step} lies outside a run of {num_steps}")
+        if state.num_calls == 0:
+            refuse_disk_offload(self.stack.blocks[0])
         self.clock.take_over(self.release)
         self.trace.grid = grid
-        return StepContext(told.name, step, num_steps, told.sigma, _given(call, math.prod(grid))), state
+        return StepContext(told.name, step, num_steps, told.sigma, given_tokens(call, math.prod(grid))), state
 
     def _told(self, call: Call) -> CacheContext | None:
         """What the pipeline says of a call, or else what can be seen of it, if there is a pipeline."""
@@ -223,9 +222,9 @@ class TapHook(ModelHook):
         return None if name is None else CacheContext(name)
 
     def _timestep(self, call: Call) -> float | None:
-        """The largest of a call, such that it goes down in the course of a run."""
-        timestep = call.get("timestep")
-        return None if timestep is None else self.clock.descending(float(torch.as_tensor(timestep).max()))
+        """Such that it goes down in the course of a run."""
+        timestep = largest_timestep(call)
+        return None if timestep is None else self.clock.descending(timestep)
 
     def _state(self, told: CacheContext) -> NamedState:
         """Of a branch, whether the pipeline has named it or we have."""
@@ -241,15 +240,6 @@ class TapHook(ModelHook):
         if reason not in self._warned:
             self._warned.add(reason)
             logger.warning("tapvideo: not accelerating, because %s", reason)
-
-
-def _given(call: Call, num_tokens: int) -> Tensor | None:
-    """Which tokens stand at timestep 0 while others do not, where every token has a timestep of its own."""
-    timestep = call.get("timestep")
-    if not isinstance(timestep, Tensor) or timestep.ndim != 2 or timestep.shape[1] != num_tokens:
-        return None
-    given = timestep == 0
-    return given if given.any() and not given.all(1).any() else None
 
 
 def attach(transformer: nn.Module, config: TapConfig, clock: RunClock, topology: Topology) -> TapHook:

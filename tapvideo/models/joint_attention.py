@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from tapvideo.checks import ConfigError
 from tapvideo.models.base import Call
+from tapvideo.models.calls import GROUP_OFFLOAD
 from tapvideo.parallel.attention import SequenceAttention
 from tapvideo.stream import Stream
-
-GROUP_OFFLOAD = "group_offloading"
-"""What diffusers calls its hook."""
 
 
 class JointBlocks:

@@ -6,7 +6,7 @@ from model_cases import CASES, denoise
 from ranks import run_ranks
 
 from tapvideo import ScheduleConfig, TapConfig, enable_tap
-from tapvideo.models.hook import _given
+from tapvideo.models.calls import given_tokens
 from tapvideo.parallel.attention import SequenceAttention
 from tapvideo.parallel.comm import Comm
 from tapvideo.parallel.config import ParallelConfig
@@ -63,7 +63,7 @@ def test_ranks_agree_on_that_mean():
     ],
 )
 def test_which_tokens_are_given(timestep, expected):
-    found = _given({"timestep": timestep}, 3)
+    found = given_tokens({"timestep": timestep}, 3)
     assert (None if found is None else found.tolist()) == expected
 
 
