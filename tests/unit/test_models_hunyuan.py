@@ -99,7 +99,7 @@ def image_to_video(transformer, texts, *, named, fresh=False):
 @pytest.mark.parametrize("branches", [("cond",), ("cond", "uncond")])
 def test_branches_that_are_not_named_are_told_by_their_prompts(branches):
     transformer = random_transformer("i2v-tokens", num_layers=1, num_single_layers=1)
-    pipe = SimpleNamespace(transformer=transformer, scheduler=SimpleNamespace(timesteps=list(range(STEPS))))
+    pipe = SimpleNamespace(transformer=transformer, scheduler=SimpleNamespace(timesteps=list(range(STEPS, 0, -1))))
     texts = dict(zip(branches, torch.randn(2, 1, TEXT, 8), strict=False))
     tap = enable_tap(pipe, config())
     expected = image_to_video(transformer, texts, named=True)
@@ -112,7 +112,7 @@ def test_branches_that_are_not_named_are_told_by_their_prompts(branches):
 @pytest.mark.parametrize("is_fresh", [True, False])
 def test_prompts_that_are_made_anew_or_used_twice_tell_nothing(is_fresh):
     transformer = random_transformer("i2v-tokens", num_layers=1, num_single_layers=1)
-    pipe = SimpleNamespace(transformer=transformer, scheduler=SimpleNamespace(timesteps=list(range(STEPS))))
+    pipe = SimpleNamespace(transformer=transformer, scheduler=SimpleNamespace(timesteps=list(range(STEPS, 0, -1))))
     text = torch.randn(1, TEXT, 8)
     texts = {"cond": text, "uncond": text.clone() if is_fresh else text}
     plain = image_to_video(transformer, texts, named=False)
