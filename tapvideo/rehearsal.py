@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -17,11 +18,13 @@ from tapvideo.calibration.weights import errors, fit
 from tapvideo.config import ForecastConfig, GenerateConfig, ScheduleConfig
 from tapvideo.console import Console
 from tapvideo.pipeline import Pipeline, accelerated
+from tapvideo.resolve import DEFAULT_BLEND
 from tapvideo.sample import sample
-from tapvideo.schedule import StepKind, spread_plan
+from tapvideo.schedule import BEND, StepKind, spread_plan
 
 _TINY = 1e-12
 _POWERS = (1.0, 0.7, 1.4, 2.0)  # of the sensitivity
+_BENDS = (BEND, 1.9, 2.7)  # of plans that need no calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +81,16 @@ def rehearse(
 ) -> Calibration:
     """The calibration with the plans that came nearest on clips, where some were tried.
 
-    What the search counts with is linear; runs are not. So a few plans are tried that it finds when sensitivity counts
-    for less or for more than measured, and the one that needs no calibration.
+    What the search counts with is linear, and of calibrated weights alone; runs are not, and `tap=default` blends. So a
+    few plans are tried with what it does: those found when sensitivity counts for less or for more than measured, and
+    some that need no calibration.
     """
     plans = calibration.plans.clone()
     counts = {round(config.steps / speedup) for speedup in speedups} & set(calibration.full_steps)
     for count in sorted(counts) if clips else []:
         tried: dict[tuple[int, ...], float] = {}
         for steps in candidates(calibration, count):
-            tried[steps] = _log_mean(_distances(pipe, config, calibration, clips, list(steps)))
+            tried[steps] = _log_mean(_distances(pipe, config, calibration, clips, list(steps), blend=DEFAULT_BLEND))
             console.say(f"{count} full steps at {list(steps)}: {math.exp(tried[steps]):.4g} from the un-accelerated")
         plans[count] = False
         plans[count, list(min(tried, key=lambda steps: tried[steps]))] = True
@@ -101,21 +105,29 @@ def candidates(calibration: Calibration, count: int) -> list[tuple[int, ...]]:
         steps = best_plans(costs)[count].nonzero()[:, 0].tolist()
         if steps:
             found[tuple(steps)] = None
-    spread = spread_plan(calibration.num_steps, count=count)
-    found[tuple(step for step, kind in enumerate(spread) if kind is StepKind.FULL)] = None
+    for bend in _BENDS:
+        spread = spread_plan(calibration.num_steps, count=count, bend=bend)
+        found[tuple(step for step, kind in enumerate(spread) if kind is StepKind.FULL)] = None
     return list(found)
 
 
 def _distances(
-    pipe: Pipeline, config: GenerateConfig, calibration: Calibration, clips: list[Known], full: list[int]
+    pipe: Pipeline,
+    config: GenerateConfig,
+    calibration: Calibration,
+    clips: list[Known],
+    full: list[int],
+    *,
+    blend: float = 1.0,
 ) -> list[float]:
-    """Relative L2 of the final latents of runs with these full steps, clip by clip."""
+    """Relative L2 of final latents of runs with these full steps, by clip; `blend` 1 is calibrated weights alone."""
     schedule = ScheduleConfig(kind="explicit", steps=full, warmup=1, min_steps=0)
     found = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"first{SUFFIX}"
         calibration.save(path)
-        forecast = ForecastConfig(family="calibrated", calibration=str(path), maps=False)
+        how: dict[str, Any] = {"family": "calibrated"} if blend == 1 else {"blend": blend}
+        forecast = ForecastConfig(calibration=str(path), maps=False, **how)
         with accelerated(pipe, replace(config, tap=forecast, schedule=schedule)):
             for known in clips:
                 latents = sample(pipe, config, *known.clip, lambda _: None, decode=False).latents.cpu().double()

@@ -11,7 +11,7 @@ class StepKind(StrEnum):
     FORECAST = "forecast"
 
 
-_BEND = 2.3
+BEND = 2.3
 """Full steps lie at this power of an even spread: where calibrations of wan_tiny put them, at all budgets."""
 
 Plan = tuple[StepKind, ...]
@@ -30,8 +30,13 @@ def interval_plan(num_steps: int, *, interval: int, warmup: int, last: int) -> P
     return tuple(kind(step) for step in range(num_steps))
 
 
-def spread_plan(num_steps: int, *, count: int) -> Plan:
+def spread_plan(num_steps: int, *, count: int, bend: float = BEND) -> Plan:
     """`count` full steps, closest at the start, where trajectories bend, and ever farther apart.
+
+    Args:
+        num_steps: of the run.
+        count: of them that are full.
+        bend: 1 for an even spread, more for steps that crowd at the start.
 
     Raises:
         ValueError: if there are more full steps than steps, or none.
@@ -40,7 +45,7 @@ def spread_plan(num_steps: int, *, count: int) -> Plan:
         raise ValueError(f"schedule.speedup asks for {count} full steps of {num_steps}; allowed: 1 to {num_steps}")
     steps: list[int] = []
     for index in range(count):
-        wanted = round(num_steps * (index / count) ** _BEND)
+        wanted = round(num_steps * (index / count) ** bend)
         steps.append(max(wanted, steps[-1] + 1) if steps else 0)
     return explicit_plan(num_steps, steps=steps)
 

@@ -20,7 +20,7 @@ from tapvideo.console import Console
 from tapvideo.models.watch import StackCall, watched
 from tapvideo.pipeline import load_pipeline
 from tapvideo.rehearsal import Known, _between, candidates, measure_sensitivity, rehearse
-from tapvideo.resolve import resolve, run_kind
+from tapvideo.resolve import DEFAULT_BLEND, resolve, run_kind
 from tapvideo.sample import sample
 from tapvideo.schedule import StepKind, spread_plan
 from tapvideo.schedulers import plan_steps
@@ -152,7 +152,12 @@ def test_a_rehearsal_keeps_what_comes_nearest(pipe, asked, monkeypatch):
     clips = [Known(("a", 0), made.gram, noise(1, 4))]
     monkeypatch.setattr(rehearsal, "candidates", lambda *_: tried)  # found once
     for best in tried:
-        monkeypatch.setattr(rehearsal, "_distances", lambda *a, best=best: [0.1 if a[-1] == list(best) else 0.2])
+
+        def distances(*given, blend, best=best):
+            assert blend == DEFAULT_BLEND  # what is rehearsed is what runs
+            return [0.1 if given[-1] == list(best) else 0.2]
+
+        monkeypatch.setattr(rehearsal, "_distances", distances)
         found = rehearse(pipe, asked("steps=18"), made, clips, [2.0], QUIET)
         assert found.best_steps(9) == list(best)
         others = [count for count in range(19) if count != 9]

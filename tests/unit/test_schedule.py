@@ -99,3 +99,8 @@ def test_other_schedules_take_no_speedup(kind):
         ScheduleConfig(kind=kind, steps=[0, 3], speedup=2.0)
     with pytest.raises(ConfigError, match=f"schedule.interval=null, and schedule.kind={kind} needs it"):
         ScheduleConfig(kind=kind, steps=[0, 3], interval=None)
+
+
+def test_a_spread_without_bend_is_even():
+    plan = spread_plan(20, count=5, bend=1.0)
+    assert [i for i, kind in enumerate(plan) if kind is StepKind.FULL] == [0, 4, 8, 12, 16]
