@@ -73,17 +73,7 @@ def make_all(
     command: str,
 ) -> None:
     """Load the pipeline and make every clip that falls to this rank's group; rank 0 keeps the record of all."""
-    hide_loading_bars(downloads=not console.loud)
-    console.say(f"loading {config.model.weights}")
-    pipe = load_pipeline(config)
-    check_branches(config, topology)
-    decode = plan_decode(config.parallel, topology, pipe.vae, height=config.height, width=config.width)
-    check_agreement(topology.world, {"decoding (parallel.vae)": decode.how})  # DistVAE may be missing on one machine
-    session = Session(pipe, config, plan, topology, decode, console)
-    console.say(f"{config.tap.name}: {plan_summary(plan)}\n{expert_strip(config, plan)}")
-    if topology.world.size > 1:
-        console.say(f"ranks: {topology}; decoding: {decode.how} ({decode.reason})")
-    console.say(check_memory(pipe, config, topology))
+    session = open_session(config, plan, topology, console)
     if _compares(config):
         session.warm_up()
     record, clips = new_record(config, command, resolve_device(config), strip(plan), experts(config)), []
@@ -110,6 +100,34 @@ def make_all(
             console.say(describe_mean(record.mean))
         write_report(folder / "report.html", report_of(record, config, clips))
         console.say(str(folder / "report.html"))
+
+
+def open_session(
+    config: GenerateConfig, plan: Plan, topology: Topology, console: Console, *, bars: bool = True
+) -> "Session":
+    """Load the pipeline, once for all clips, and say what is going to happen.
+
+    Args:
+        config: what to make.
+        plan: the kinds of all steps.
+        topology: the ranks that share the work.
+        console: what is said, it says.
+        bars: whether every clip has a progress bar.
+
+    Raises:
+        ConfigError: if the model, its placement or the mesh is not possible here.
+    """
+    hide_loading_bars(downloads=not console.loud)
+    console.say(f"loading {config.model.weights}")
+    pipe = load_pipeline(config)
+    check_branches(config, topology)
+    decode = plan_decode(config.parallel, topology, pipe.vae, height=config.height, width=config.width)
+    check_agreement(topology.world, {"decoding (parallel.vae)": decode.how})  # DistVAE may be missing on one machine
+    console.say(f"{config.tap.name}: {plan_summary(plan)}\n{expert_strip(config, plan)}")
+    if topology.world.size > 1:
+        console.say(f"ranks: {topology}; decoding: {decode.how} ({decode.reason})")
+    console.say(check_memory(pipe, config, topology))
+    return Session(pipe, config, plan, topology, decode, console if bars else Console(verbose=False))
 
 
 def check_branches(config: GenerateConfig, topology: Topology) -> None:

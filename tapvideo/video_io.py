@@ -49,9 +49,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temp = path.with_name(f".tmp-{secrets.token_hex(6)}{path.suffix}")
     try:
         yield temp
-        _fsync(temp)
+        sync(temp)
         os.replace(temp, path)
-        _fsync(path.parent)
+        sync(path.parent)
     finally:
         temp.unlink(missing_ok=True)
 
@@ -210,7 +210,8 @@ def _readable(path: Path) -> Iterator[None]:
         raise OSError(f"{path}: not a video that ffmpeg can read") from error
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, last through a crash."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

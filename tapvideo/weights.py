@@ -1,5 +1,6 @@
 """Where a model's files are, and whether they can make what the config asks for, before any weight is loaded."""
 
+import hashlib
 import json
 import math
 import re
@@ -15,6 +16,7 @@ ASSETS = Path(__file__).parent / "assets"
 _BUILTIN = "builtin:"
 _CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.model", "*/*.txt"]
 _WEIGHT_FILES = [*_CONFIG_FILES, "*/*.safetensors"]  # never pickles, never code
+_ENDS = 1 << 20  # bytes at each end of a weight file that stand for all of it
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NO_LIMIT = 1 << 30
 
@@ -43,6 +45,19 @@ def find_weights(model: ModelConfig) -> Path:
             f"model.weights={model.weights!r} lacks {missing[0]}; allowed: folders of save_pretrained with safetensors"
         )
     return folder
+
+
+def fingerprint_weights(folder: Path) -> str:
+    """A hash of a model's files: all of small ones, size and both ends of large ones."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.is_file()):
+        size = path.stat().st_size
+        total.update(f"{path.relative_to(folder).as_posix()} {size}".encode())
+        with path.open("rb") as file:
+            total.update(file.read(_ENDS))
+            file.seek(max(0, size - _ENDS))
+            total.update(file.read())
+    return total.hexdigest()[:16]
 
 
 def check_sizes(config: GenerateConfig, folder: Path) -> None:

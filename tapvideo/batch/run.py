@@ -11,21 +11,19 @@ from tapvideo.batch.config import BatchConfig, clip_facts, run_path
 from tapvideo.batch.items import Item, read_items
 from tapvideo.batch.shard import Books, Outcome, Result, file_digest, open_books
 from tapvideo.batch.store import BatchFolder, Shard
-from tapvideo.compare.store import fingerprint_weights
 from tapvideo.console import Console, rank
-from tapvideo.generate import Session, check_branches, check_memory, plan_steps, plan_summary
+from tapvideo.generate import open_session
 from tapvideo.outputs import Made, write_clip
 from tapvideo.parallel.comm import PeerLost
-from tapvideo.parallel.decode import plan_decode
-from tapvideo.parallel.launch import check_agreement, joined
+from tapvideo.parallel.launch import joined
 from tapvideo.parallel.topology import Topology
-from tapvideo.pipeline import hide_loading_bars, load_pipeline, resolve_device
+from tapvideo.pipeline import resolve_device
 from tapvideo.record import device_name, package_versions
 from tapvideo.resolve import resolve
 from tapvideo.run_folder import Job
 from tapvideo.sample import RunFailed
-from tapvideo.schedule import strip
-from tapvideo.weights import check_sizes, find_configs, find_weights
+from tapvideo.schedulers import plan_steps
+from tapvideo.weights import check_sizes, find_configs, find_weights, fingerprint_weights
 
 Value = TypeVar("Value")
 
@@ -108,29 +106,11 @@ def run(config: BatchConfig, *, command: str = "", should_stop: Callable[[], boo
             console.say(f"{batch.folder.root}: shard {batch.shard}, {books.num_done} of {books.total} clips are there")
         outcome = tell(topology, books.next(0) if books else None)
         if not isinstance(outcome, Outcome):  # else nothing is loaded
-            outcome = make_clips(batch, open_session(config, topology, console), topology, books, console)
+            session = open_session(config, plan_steps(config), topology, console, bars=config.verbose)
+            outcome = make_clips(batch, session, topology, books, console)
         if books:
             console.say(f"shard {batch.shard} {books.end(outcome)}")
         return outcome
-
-
-def open_session(config: BatchConfig, topology: Topology, console: Console) -> Session:
-    """Load the pipeline, once for all clips.
-
-    Raises:
-        ConfigError: if the model, its placement or the mesh is not possible here.
-    """
-    hide_loading_bars(downloads=not console.loud)
-    console.say(f"loading {config.model.weights}")
-    pipe, plan = load_pipeline(config), plan_steps(config)
-    check_branches(config, topology)
-    decode = plan_decode(config.parallel, topology, pipe.vae, height=config.height, width=config.width)
-    check_agreement(topology.world, {"decoding (parallel.vae)": decode.how})
-    console.say(f"{config.tap.name}: {plan_summary(plan)}\n{strip(plan)}")
-    if topology.world.size > 1:
-        console.say(f"ranks: {topology}; decoding: {decode.how} ({decode.reason})")
-    console.say(check_memory(pipe, config, topology))
-    return Session(pipe, config, plan, topology, decode, Console(verbose=config.verbose))
 
 
 def make_clips(batch: Batch, maker: ClipMaker, topology: Topology, books: Books | None, console: Console) -> Outcome:

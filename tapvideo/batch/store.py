@@ -17,7 +17,7 @@ from typing import IO, Any
 from tapvideo.batch.config import differences
 from tapvideo.batch.items import Item, index_text, read_index
 from tapvideo.checks import ConfigError
-from tapvideo.video_io import atomic_write_text
+from tapvideo.video_io import atomic_write_text, sync
 
 _SHARD = re.compile(r"(\d+)-of-(\d+)\.jsonl")
 _FLOCK = "hhqqi4x"  # struct flock of 64-bit Linux
@@ -120,7 +120,7 @@ class BatchFolder:
         try:
             atomic_write_text(temp, record)
             os.link(temp, self.facts)  # unlike a rename it fails where another was first, and is whole at once
-            sync_folder(self.root)
+            sync(self.root)
         except FileExistsError:
             self.check(facts)
         finally:
@@ -140,7 +140,7 @@ class BatchFolder:
     def publish(self, made: Path, item: Item) -> None:
         """Put a finished video in its place; from the moment this returns it stays there."""
         os.replace(made, self.videos / item.file)
-        sync_folder(self.videos)
+        sync(self.videos)
 
     @contextmanager
     def locked(self, shard: Shard) -> Iterator[None]:
@@ -200,7 +200,7 @@ class Manifest:
             if self._file.read(1) != b"\n":  # a line torn by a crash, which readers skip; ours begins on its own
                 self._file.write(b"\n")
         else:
-            sync_folder(path.parent)
+            sync(path.parent)
 
     def append(self, event: str, **values: Any) -> None:
         """Write one event."""
@@ -228,12 +228,3 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         if isinstance(event, dict) and isinstance(event.get("event"), str) and "time" in event:
             found.append(event)
     return found
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names that were added to a folder last through a crash."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,7 @@ from tapvideo.compare.own import fewer_steps, on_nodes, preset
 from tapvideo.compare.results import ClipResult, Comparison
 from tapvideo.compare.rules import rule_methods
 from tapvideo.compare.shadows import diagnostics
-from tapvideo.compare.store import Reference, Store, fingerprint_weights
+from tapvideo.compare.store import Reference, Store
 from tapvideo.compare.tables import at_equal_compute, differences, render, save, summarise
 from tapvideo.compare.tuning import Tuner
 from tapvideo.config import ConfigError, as_dict
@@ -25,7 +25,7 @@ from tapvideo.record import device_name
 from tapvideo.report.compare import write_comparison_report
 from tapvideo.run_folder import slug
 from tapvideo.sample import sample
-from tapvideo.weights import find_weights
+from tapvideo.weights import find_weights, fingerprint_weights
 
 
 def all_methods(config: CompareConfig) -> dict[str, Method]:

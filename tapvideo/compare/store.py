@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tapvideo.video_io import atomic_path, atomic_write_text
 
-_ENDS = 1 << 20  # bytes at each end of a weight file that stand for all of it
 _METHOD_SOURCES = ("predictors", "models", "compare/own.py", "compare/rules.py", "compare/flops.py")
 _METHOD_SOURCES += (
+    "banks.py",
     "chunks.py",
     "history.py",
     "planning.py",
@@ -35,19 +35,6 @@ def digest(values: Any) -> str:
     """A short hash of plain values."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def fingerprint_weights(folder: Path) -> str:
-    """A hash of a model's files: all of small ones, size and both ends of large ones."""
-    total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.is_file()):
-        size = path.stat().st_size
-        total.update(f"{path.relative_to(folder).as_posix()} {size}".encode())
-        with path.open("rb") as file:
-            total.update(file.read(_ENDS))
-            file.seek(max(0, size - _ENDS))
-            total.update(file.read())
-    return total.hexdigest()[:16]
 
 
 def fingerprint_sources() -> str:

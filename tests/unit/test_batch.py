@@ -11,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from ranks import run_ranks
 
+from tapvideo import generate
 from tapvideo.batch import run as batch_run
 from tapvideo.batch.config import BatchConfig, clip_facts, differences, run_path
 from tapvideo.batch.items import read_items
@@ -283,8 +284,8 @@ def test_prompts_is_a_list_although_hydra_has_a_folder_of_that_name():
 
 def test_run_loads_once_makes_all_and_then_loads_nothing(overrides, monkeypatch, capsys):
     loaded = []
-    load = batch_run.load_pipeline
-    monkeypatch.setattr(batch_run, "load_pipeline", lambda config: loaded.append(1) or load(config))
+    load = generate.load_pipeline
+    monkeypatch.setattr(generate, "load_pipeline", lambda config: loaded.append(1) or load(config))
     config = batch_config(*overrides)
     assert run(config) is Outcome.DONE
     assert run(config) is Outcome.DONE
@@ -308,7 +309,7 @@ def test_dry_run_writes_nothing(overrides, capsys, tmp_path):
 
 
 def test_stop_file_is_seen_before_anything_is_loaded(overrides, monkeypatch, tmp_path):
-    monkeypatch.setattr(batch_run, "load_pipeline", None)
+    monkeypatch.setattr(generate, "load_pipeline", None)
     stop = tmp_path / "stop here"
     stop.touch()
     config = batch_config(*overrides, f"stop_file='{stop}'")

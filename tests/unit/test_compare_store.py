@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tapvideo.compare.clips import step_error
-from tapvideo.compare.store import Reference, Store, digest, fingerprint_sources, fingerprint_weights, half
+from tapvideo.compare.store import Reference, Store, digest, fingerprint_sources, half
+from tapvideo.weights import fingerprint_weights
 
 
 @pytest.fixture
