@@ -3,16 +3,16 @@
 import hashlib
 import os
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tapvideo.calibration.file import calibrate
-from tapvideo.calibration.find import SUFFIX, own_folder
+from tapvideo.calibration.file import Calibration, calibrate, load_calibration
+from tapvideo.calibration.find import SUFFIX, find_calibration, own_folder
 from tapvideo.config import ConfigError, GenerateConfig
 from tapvideo.console import Console
 from tapvideo.models.watch import StackCall, watched
@@ -22,6 +22,9 @@ from tapvideo.rehearsal import Known, measure_sensitivity, rehearse
 from tapvideo.resolve import run_kind
 from tapvideo.run_folder import read_prompts, slug
 from tapvideo.sample import sample
+from tapvideo.tap_config import AUTO
+
+T = TypeVar("T")
 
 _GUIDED = {"cond", "uncond"}
 _COLUMNS = 1 << 20  # of residuals that are multiplied at a time
@@ -44,6 +47,9 @@ class CalibrateConfig(GenerateConfig):
     """Those whose schedules are rehearsed: of a few that suggest themselves, the one that comes nearest is kept."""
     rehearsal_clips: int = 2
     """Clips on which that is done."""
+    rehearse: str | None = None
+    """A calibration of such runs, or `auto` for the one that fits: only its schedules are rehearsed anew, for other
+    `speedups` or on more clips."""
 
     def __post_init__(self) -> None:
         """Check every value that does not depend on the model."""
@@ -59,6 +65,10 @@ class CalibrateConfig(GenerateConfig):
             raise ConfigError(f"speedups={self.speedups!r}; allowed: numbers above 1, up to {self.steps / 2:g}")
         if self.model.boundary is not None:
             raise ConfigError(f"model={self.model.name}: two experts cannot be calibrated; allowed: one transformer")
+        if self.rehearse is not None and not self.rehearsal_clips:
+            raise ConfigError(
+                f"rehearsal_clips=0, and rehearse={self.rehearse!r} does nothing else; allowed: 1 or more"
+            )
         if self.output is not None and not self.output.endswith(SUFFIX):
             raise ConfigError(f"output={self.output!r} is no name of a calibration; allowed: names ending in {SUFFIX}")
 
@@ -137,12 +147,66 @@ def run(config: CalibrateConfig, *, command: str = "") -> Path:
     prompts, console = read_prompts(config), Console(verbose=config.verbose)
     path = Path(config.output).expanduser() if config.output else own_folder() / f"{_name(config)}{SUFFIX}"
     clips = [(prompt, seed) for prompt in prompts for seed in config.seeds]
-    console.say(f"{len(clips)} clips, {min(len(clips), config.probe_clips)} of them {config.probes} times more\n{path}")
+    before = _before(config)
+    console.say(f"{_amount(config, len(clips))}\n{path}")
     if config.dry_run:
         return path
     hide_loading_bars(downloads=not console.loud)
     _check_output(path)
-    pipe, kind = load_pipeline(config), run_kind(config)
+    pipe = load_pipeline(config)
+    arguments = pipe, config, clips, command, console
+    found = _measure(*arguments) if before is None else _again(*arguments, before)
+    found.save(path)
+    console.say(str(path))
+    return path
+
+
+def _amount(config: CalibrateConfig, clips: int) -> str:
+    if config.rehearse is not None:
+        return f"{min(clips, config.rehearsal_clips)} clips, on which schedules are rehearsed"
+    return f"{clips} clips, {min(clips, config.probe_clips)} of them {config.probes} times more"
+
+
+def _before(config: CalibrateConfig) -> Calibration | None:
+    """The calibration whose schedules are to be rehearsed anew."""
+    if config.rehearse is None:
+        return None
+    kind = run_kind(config)
+    path = find_calibration(kind) if config.rehearse == AUTO else Path(config.rehearse).expanduser()
+    if path is None:
+        raise ConfigError(f"rehearse={AUTO!r}: there is no calibration for {kind}; allowed: null, which makes one")
+    found = load_calibration(path)
+    if not kind.matches(found):
+        raise ConfigError(
+            f"rehearse={config.rehearse!r} is not for {kind}; allowed: a calibration of such runs, or {AUTO}"
+        )
+    return found
+
+
+def _again(
+    pipe: Pipeline,
+    config: CalibrateConfig,
+    clips: list[tuple[str, int]],
+    command: str,
+    console: Console,
+    before: Calibration,
+) -> Calibration:
+    """The same calibration with schedules that were rehearsed once more."""
+    known = []
+    for number, clip in enumerate(chosen := _some(clips, config.rehearsal_clips), start=1):
+        console.say(f"[{number}/{len(chosen)}] {clip[0]}, seed {clip[1]}")
+        final = sample(pipe, config, *clip, lambda step: None, decode=False).latents.cpu()
+        known.append(Known(clip, before.gram, final))
+    again = {"command": command, "clips": chosen, "speedups": config.speedups, "versions": package_versions()}
+    about = {**before.about, "rehearsed": again}
+    return rehearse(pipe, config, replace(before, about=about), known, config.speedups, console)
+
+
+def _measure(
+    pipe: Pipeline, config: CalibrateConfig, clips: list[tuple[str, int]], command: str, console: Console
+) -> Calibration:
+    """All of a calibration: inner products, sensitivity, schedules."""
+    kind = run_kind(config)
     grams, finals, branches = _watch(pipe, config, clips, console)
     gram, mix = apart(torch.stack(grams).mean(0), branches), mixture(branches, kind.scale)
     flat = torch.ones(config.steps, dtype=torch.float64)
@@ -151,13 +215,10 @@ def run(config: CalibrateConfig, *, command: str = "") -> Path:
     first = calibrate(branches, gram, mix, flat, about)
     sensitivity = measure_sensitivity(pipe, config, first, _some(known, config.probe_clips), config.probes, console)
     found = calibrate(branches, gram, mix, sensitivity, about)
-    rehearsed = _some(known, config.rehearsal_clips)
-    rehearse(pipe, config, found, rehearsed, config.speedups, console).save(path)
-    console.say(str(path))
-    return path
+    return rehearse(pipe, config, found, _some(known, config.rehearsal_clips), config.speedups, console)
 
 
-def _some(known: list[Known], count: int) -> list[Known]:
+def _some(known: list[T], count: int) -> list[T]:
     """So many clips, spread over all of them."""
     return known[:: max(1, len(known) // count)][:count] if count else []
 

@@ -98,8 +98,8 @@ def rehearse(
 
 
 def candidates(calibration: Calibration, count: int) -> list[tuple[int, ...]]:
-    """Plans worth trying, each once."""
-    found: dict[tuple[int, ...], None] = {}
+    """Plans worth trying, each once: the one that there is comes first."""
+    found: dict[tuple[int, ...], None] = {tuple(calibration.best_steps(count)): None}
     for power in _POWERS:
         costs = gap_costs(calibration.gram, calibration.mix, calibration.sensitivity**power)
         steps = best_plans(costs)[count].nonzero()[:, 0].tolist()

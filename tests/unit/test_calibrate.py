@@ -286,3 +286,36 @@ def test_a_calibration_from_end_to_end(asked, composed, random_overrides, own, m
     found = resolve(composed(*random_overrides, "tap=default", "steps=12"))
     assert found.tap.calibration == str(path)
     assert [s for s, kind in enumerate(plan_steps(found)) if kind is StepKind.FULL] == made.best_steps(5)
+
+
+def test_schedules_alone_can_be_rehearsed_again(asked, own, monkeypatch):
+    path = calibrate.run(asked())
+    first = load_calibration(path)
+    monkeypatch.setattr(calibrate, "measure_sensitivity", lambda *_: pytest.fail("measured again"))
+    tried = []
+    monkeypatch.setattr(rehearsal, "candidates", lambda *_: tried.append(1) or [(0, 1, 2, 5, 8, 11)])
+    again = load_calibration(calibrate.run(asked("rehearse=auto", "seeds=[4,5]", "rehearsal_clips=2")))
+    assert tried
+    assert again.best_steps(6) == [0, 1, 2, 5, 8, 11]
+    assert torch.equal(again.gram, first.gram)
+    assert torch.equal(again.sensitivity, first.sensitivity)
+    assert again.about["made"] == first.about["made"]
+    assert [seed for _, seed in again.about["rehearsed"]["clips"]] == [4, 5]
+    named = asked(f"rehearse={path}", "output=other.safetensors")
+    assert calibrate._before(named) is not None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rehearse=auto"], "rehearse='auto': there is no calibration for .*; allowed: null"),
+        (["rehearse=auto", "rehearsal_clips=0"], "rehearsal_clips=0, and rehearse='auto' is all it does"),
+        (["rehearse=OTHER"], "rehearse='.*' is not for .*; allowed: one of such runs, or auto"),
+        (["rehearse=/nowhere.safetensors"], "cannot be read"),
+    ],
+)
+def test_what_cannot_be_rehearsed_again(asked, own, tmp_path, overrides, message):
+    other = tmp_path / "other.safetensors"
+    made_up(steps=12).save(other)
+    with pytest.raises(ConfigError, match=message):
+        calibrate.run(asked(*(o.replace("OTHER", str(other)) for o in overrides)))
