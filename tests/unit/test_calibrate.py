@@ -309,8 +309,8 @@ def test_schedules_alone_can_be_rehearsed_again(asked, own, monkeypatch):
     ("overrides", "message"),
     [
         (["rehearse=auto"], "rehearse='auto': there is no calibration for .*; allowed: null"),
-        (["rehearse=auto", "rehearsal_clips=0"], "rehearsal_clips=0, and rehearse='auto' is all it does"),
-        (["rehearse=OTHER"], "rehearse='.*' is not for .*; allowed: one of such runs, or auto"),
+        (["rehearse=auto", "rehearsal_clips=0"], "rehearsal_clips=0, and rehearse='auto' does nothing else"),
+        (["rehearse=OTHER"], "rehearse='.*' is not for .*; allowed: a calibration of such runs, or auto"),
         (["rehearse=/nowhere.safetensors"], "cannot be read"),
     ],
 )
