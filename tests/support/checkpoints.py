@@ -43,7 +43,7 @@ def _component(given: dict[str, Any]) -> Component:
 
 def _read() -> dict[str, Checkpoint]:
     made = {}
-    for path in sorted(Path(__file__).with_suffix("").glob("*.yaml")):
+    for path in sorted((Path(__file__).parent / "published").glob("*.yaml")):
         for hub, given in OmegaConf.to_container(OmegaConf.load(path))["checkpoints"].items():
             assert hub not in made, hub
             made[hub] = Checkpoint(hub, _component(given["transformer"]), _component(given["scheduler"]))

@@ -28,9 +28,8 @@ def random_qwen(**changes):
     """As `Qwen/Qwen-Image`'s config.json but for sizes."""
     torch.manual_seed(0)
     config = {
-        "patch_size": 1,
         "in_channels": CHANNELS,
-        "out_channels": CHANNELS,
+        "out_channels": CHANNELS // 4,
         "num_layers": 3,
         "attention_head_dim": 16,
         "num_attention_heads": 6,

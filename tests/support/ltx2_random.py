@@ -21,6 +21,7 @@ NEWER = {
     "cross_attn_mod": True,
     "audio_cross_attn_mod": True,
     "perturbed_attn": True,
+    "use_prompt_embeddings": False,
 }
 """What LTX-2.3 has and LTX-2 has not."""
 
@@ -47,7 +48,8 @@ def random_transformer(num_layers=3, heads=6, seed=0, **changes):
 
 
 def random_newer_transformer(**changes):
-    """As LTX-2.3: attention gated by head, text modulated by the timestep, blocks that can be perturbed."""
+    """As LTX-2.3: attention gated by head, text modulated by the timestep and as wide as the streams, blocks that can
+    be perturbed."""
     return random_transformer(**NEWER | changes)
 
 
@@ -56,10 +58,11 @@ def noise(_):
     return torch.randn(1, 105, CHANNELS, generator=torch.Generator().manual_seed(1))
 
 
-def inputs(_, latents, timestep, branch, *, per_token=False, cross=False):
+def inputs(transformer, latents, timestep, branch, *, per_token=False, cross=False):
     """Arguments of a call: two prompts at once, or one where blocks are perturbed or streams kept apart.
 
     Args:
+        transformer: whose text it is.
         latents: of the video; the sound's are drawn.
         timestep: from 1000 to 0.
         branch: `cond_uncond`, `uncond_stg` or `uncond_modality`, as the pipelines name them.
@@ -68,7 +71,9 @@ def inputs(_, latents, timestep, branch, *, per_token=False, cross=False):
     """
     batch = 2 if branch == "cond_uncond" else 1
     generator = torch.Generator().manual_seed(3)
-    text = torch.randn(2, batch, TEXT, TEXT_DIM, generator=generator)
+    config, projects = transformer.config, transformer.config.use_prompt_embeddings
+    widths = [TEXT_DIM] * 2 if projects else [config.cross_attention_dim, config.audio_cross_attention_dim]
+    text = [torch.randn(batch, TEXT, width, generator=generator) for width in widths]
     t, h, w = GRID
     now = torch.full((batch,), timestep)
     given = {
@@ -138,21 +143,29 @@ def random_vocoder():
     ).eval()
 
 
-def random_connectors():
-    """From the text encoder's layers, embeddings and two more, to text for video and for sound."""
+def random_connectors(config):
+    """From the text encoder's layers, embeddings and two more, to text for video and for sound of a transformer."""
+    newer = not config.use_prompt_embeddings
+    video, audio = (config.cross_attention_dim, config.audio_cross_attention_dim) if newer else (TEXT_DIM, TEXT_DIM)
     return LTX2TextConnectors(
         caption_channels=TEXT_DIM,
         text_proj_in_factor=3,
         video_connector_num_attention_heads=2,
-        video_connector_attention_head_dim=TEXT_DIM // 2,
+        video_connector_attention_head_dim=video // 2,
         video_connector_num_layers=1,
         video_connector_num_learnable_registers=None,
+        video_gated_attn=newer,
         audio_connector_num_attention_heads=2,
-        audio_connector_attention_head_dim=TEXT_DIM // 2,
+        audio_connector_attention_head_dim=audio // 2,
         audio_connector_num_layers=1,
         audio_connector_num_learnable_registers=None,
+        audio_gated_attn=newer,
         connector_rope_base_seq_len=32,
         rope_type="split",
+        per_modality_projections=newer,
+        video_hidden_dim=video,
+        audio_hidden_dim=audio,
+        proj_bias=newer,
     ).eval()
 
 
@@ -193,6 +206,7 @@ def random_scheduler():
 
 def random_pipeline(tokenizer, *, transformer=None):
     """All parts, with the weights of LTX-2; `LTX2ImageToVideoPipeline` has the same ones."""
+    transformer = transformer or random_transformer(heads=2)
     torch.manual_seed(2)
     pipe = LTX2Pipeline(
         scheduler=random_scheduler(),
@@ -200,8 +214,8 @@ def random_pipeline(tokenizer, *, transformer=None):
         audio_vae=random_audio_vae(),
         text_encoder=random_gemma(len(tokenizer)),
         tokenizer=tokenizer,
-        connectors=random_connectors(),
-        transformer=transformer or random_transformer(heads=2),
+        connectors=random_connectors(transformer.config),
+        transformer=transformer,
         vocoder=random_vocoder(),
     )
     pipe.set_progress_bar_config(disable=True)

@@ -26,7 +26,7 @@ def random_mochi(**changes):
 
 
 def random_hunyuan15(**changes):
-    """As `hunyuanvideo-community/HunyuanVideo-1.5`'s config.json but for sizes."""
+    """As `hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v`'s config.json but for sizes."""
     torch.manual_seed(0)
     config = {
         "in_channels": 2 * CHANNELS + 1,
@@ -39,13 +39,17 @@ def random_hunyuan15(**changes):
         "text_embed_2_dim": 6,
         "image_embed_dim": 5,
         "rope_axes_dim": (4, 6, 6),
-        "patch_size": 2,
+        "task_type": "t2v",
     }
     return HunyuanVideo15Transformer3DModel(**config | changes).eval()
 
 
 def noise(_):
     return torch.randn(1, CHANNELS, 3, 10, 14, generator=torch.Generator().manual_seed(1))  # 105 tokens
+
+
+def hunyuan15_noise(_):
+    return torch.randn(1, CHANNELS, 3, 5, 7, generator=torch.Generator().manual_seed(1))  # 105 tokens, too
 
 
 def mochi_inputs(_, latents, timestep, branch):

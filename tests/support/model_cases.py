@@ -64,16 +64,19 @@ def seeded(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _wan_inputs(_: nn.Module, latents: Tensor, timestep: float, branch: str) -> dict[str, Any]:
-    text = seeded(1, 6, 8, seed=3 if branch == "cond" else 4)
+def _wan_inputs(_: nn.Module, latents: Tensor, timestep: float, branch: str, words: int = 6) -> dict[str, Any]:
+    text = seeded(1, words, 8, seed=3 if branch == "cond" else 4)
     return {"hidden_states": latents, "timestep": torch.tensor([timestep]), "encoder_hidden_states": text}
 
 
 def _wan_i2v_inputs(wan: nn.Module, latents: Tensor, timestep: float, branch: str, images: int = 1) -> dict[str, Any]:
-    """Wan 2.1 I2V: condition and mask as further channels, CLIP's view of the images as further keys."""
+    """Condition and mask as further channels; in Wan 2.1, CLIP's view of the images as further keys."""
     latents = torch.cat([latents, seeded(1, 5, *latents.shape[2:], seed=5)], 1)
+    if not images:
+        return _wan_inputs(wan, latents, timestep, branch)
     views = seeded(images, 5, 10, seed=6)  # of first and last frame, tokens have positions
-    return _wan_inputs(wan, latents, timestep, branch) | {"encoder_hidden_states_image": views}
+    # Diffusers takes the last 512 keys for the text's: with fewer, no key of the images would be looked at.
+    return _wan_inputs(wan, latents, timestep, branch, words=512) | {"encoder_hidden_states_image": views}
 
 
 def _wan_ti2v_inputs(wan: nn.Module, latents: Tensor, timestep: float, branch: str) -> dict[str, Any]:
@@ -93,10 +96,15 @@ def _wan_case(name: str, inputs: Callable[..., dict[str, Any]] = _wan_inputs, **
     return Case(name, transformer, _wan_noise, inputs, ("blocks",), lambda t: t.blocks[0].attn1)
 
 
-def _random_skyreels() -> nn.Module:
+def _random_skyreels(**changes: Any) -> nn.Module:
     torch.manual_seed(0)
     sizes = {"num_attention_heads": 4, "attention_head_dim": 12, "num_layers": 3}
-    return SkyReelsV2Transformer3DModel(**WAN | sizes).eval()
+    return SkyReelsV2Transformer3DModel(**WAN | sizes | changes).eval()
+
+
+def _skyreels_case(name: str, inputs: Callable[..., dict[str, Any]] = _wan_inputs, **changes: Any) -> Case:
+    transformer = partial(_random_skyreels, **changes)
+    return Case(name, transformer, _wan_noise, inputs, ("blocks",), lambda t: t.blocks[0].attn1)
 
 
 def _random_vace() -> nn.Module:
@@ -110,6 +118,15 @@ def _hunyuan(name: str, variant: str) -> Case:
         hunyuan_random.noise,
         hunyuan_random.inputs,
         ("transformer_blocks", "single_transformer_blocks"),
+    )
+
+
+def _hunyuan15(name: str, task: str) -> Case:
+    return Case(
+        name,
+        partial(mochi_random.random_hunyuan15, task_type=task),
+        mochi_random.hunyuan15_noise,
+        partial(mochi_random.hunyuan15_inputs, image=task == "i2v"),
     )
 
 
@@ -172,18 +189,15 @@ CASES = [
         added_kv_proj_dim=48,
         pos_embed_seq_len=10,
     ),
+    _wan_case("Wan 2.2 I2V", partial(_wan_i2v_inputs, images=0), in_channels=9),
     _wan_case("Wan 2.2 TI2V", _wan_ti2v_inputs),
-    Case("SkyReels-V2 T2V", _random_skyreels, _wan_noise, _wan_inputs, ("blocks",), lambda t: t.blocks[0].attn1),
+    _skyreels_case("SkyReels-V2 T2V"),
+    _skyreels_case("SkyReels-V2 I2V", _wan_i2v_inputs, in_channels=9, image_dim=10, added_kv_proj_dim=48),
     _hunyuan("HunyuanVideo T2V", "t2v"),
     _hunyuan("HunyuanVideo I2V, latents", "i2v-latents"),
     _hunyuan("HunyuanVideo I2V, tokens", "i2v-tokens"),
-    Case("HunyuanVideo 1.5 T2V", mochi_random.random_hunyuan15, mochi_random.noise, mochi_random.hunyuan15_inputs),
-    Case(
-        "HunyuanVideo 1.5 I2V",
-        mochi_random.random_hunyuan15,
-        mochi_random.noise,
-        partial(mochi_random.hunyuan15_inputs, image=True),
-    ),
+    _hunyuan15("HunyuanVideo 1.5 T2V", "t2v"),
+    _hunyuan15("HunyuanVideo 1.5 I2V", "i2v"),
     Case(
         "Mochi",
         mochi_random.random_mochi,

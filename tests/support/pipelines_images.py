@@ -40,7 +40,7 @@ def qwen() -> Any:
     )
     return QwenImagePipeline(
         scheduler=scheduler, vae=vae.eval(), text_encoder=llama(), tokenizer=tokenizer(),
-        transformer=random_qwen(patch_size=2, in_channels=16, out_channels=4, joint_attention_dim=8),
+        transformer=random_qwen(in_channels=16, out_channels=4, joint_attention_dim=8),
     )  # fmt: skip
 
 

@@ -78,24 +78,26 @@ def _cogvideox_rotary() -> Any:
 
 
 def _cogvideox_image() -> Any:
-    return _cogvideox(CogVideoXImageToVideoPipeline, in_channels=8, use_rotary_positional_embeddings=True)
+    both = {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True}
+    return _cogvideox(CogVideoXImageToVideoPipeline, snr_shift=1.0, in_channels=8, **both)
 
 
-def _wan_parts() -> dict[str, Any]:
-    return {"tokenizer": tokenizer(), "text_encoder": umt5(), "vae": wan_vae(), "scheduler": wan_scheduler()}
+def _wan_parts(flow_shift: float = 3.0) -> dict[str, Any]:
+    parts = {"tokenizer": tokenizer(), "text_encoder": umt5(), "vae": wan_vae()}
+    return {**parts, "scheduler": wan_scheduler(flow_shift)}
 
 
-def _wan_i2v(**changes: Any) -> Any:
+def _wan_i2v(flow_shift: float = 3.0, **changes: Any) -> Any:
     encoder, processor = vision()
     return WanImageToVideoPipeline(
         transformer=random_wan(in_channels=12, image_dim=8, added_kv_proj_dim=32, **changes), image_processor=processor,
-        image_encoder=encoder, **_wan_parts(),
+        image_encoder=encoder, **_wan_parts(flow_shift),
     )  # fmt: skip
 
 
 def _wan_flf() -> Any:
     """First and last frame: 2 x 5 image tokens have positions of their own, as in Wan2.1-FLF2V-14B-720P-diffusers."""
-    return _wan_i2v(pos_embed_seq_len=10)
+    return _wan_i2v(16.0, pos_embed_seq_len=10)
 
 
 def _wan22(kind: Any = WanPipeline, boundary: float = 0.875, **changes: Any) -> Any:
@@ -109,7 +111,7 @@ def _wan22_i2v() -> Any:
 
 
 def _wan22_ti2v() -> Any:
-    return WanPipeline(transformer=random_wan(), expand_timesteps=True, **_wan_parts())
+    return WanPipeline(transformer=random_wan(), expand_timesteps=True, **_wan_parts(5.0))
 
 
 BUILDERS = {

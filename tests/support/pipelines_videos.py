@@ -52,7 +52,7 @@ def hunyuan_image(variant: str = "i2v-tokens") -> Any:
     words = tokenizer(*_HEADERS)
     return HunyuanVideoImageToVideoPipeline(
         text_encoder=_llava(words), tokenizer=words, transformer=random_hunyuan(variant), vae=hunyuan_vae(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0), text_encoder_2=clip(), tokenizer_2=tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=17.0), text_encoder_2=clip(), tokenizer_2=tokenizer(),
         image_processor=CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}),
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def _hunyuan15_parts() -> dict[str, Any]:
 
 def _hunyuan15_transformer(task: str) -> Any:
     """Small: the pipelines always hand it some 2,000 tokens of text."""
-    return random_hunyuan15(patch_size=1, target_size=32, task_type=task, num_attention_heads=2, num_layers=1)
+    return random_hunyuan15(target_size=32, task_type=task, num_attention_heads=2, num_layers=1)
 
 
 def hunyuan15() -> Any:
@@ -111,7 +111,7 @@ def _skyreels_parts(**changes: Any) -> dict[str, Any]:
         "rope_max_seq_len": 32,
     }  # fmt: skip
     transformer = SkyReelsV2Transformer3DModel(**config | changes).eval()
-    parts = {"tokenizer": tokenizer(), "text_encoder": umt5(), "vae": wan_vae(), "scheduler": wan_scheduler(8.0)}
+    parts = {"tokenizer": tokenizer(), "text_encoder": umt5(), "vae": wan_vae(), "scheduler": wan_scheduler(1.0)}
     return {**parts, "transformer": transformer}
 
 
