@@ -18,6 +18,8 @@ class Component:
     """Where it was read."""
     not_found: str = ""
     """What was looked for in vain."""
+    doubt: str = ""
+    """What speaks against it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def _flat(sources: Any) -> tuple[str, ...]:
 def _component(given: dict[str, Any]) -> Component:
     if "not_found" in given:
         return Component("", {}, (), given["not_found"])
-    return Component(given["class"], given["config"], _flat(given["source"]))
+    return Component(given["class"], given["config"], _flat(given["source"]), doubt=given.get("doubt", ""))
 
 
 def _read() -> dict[str, Checkpoint]:
