@@ -82,6 +82,11 @@ class GenerateConfig:
     """Picture that the video begins with, for models that make videos from one."""
     last_image: str | None = None
     """Picture that it ends with."""
+    lora: str | None = None
+    """A LoRA for the model: a file of safetensors, or a folder with one."""
+    lora_2: str | None = None
+    """Another one for the second of two experts; null: that of the first."""
+    lora_scale: float = 1.0
     seeds: list[int] = field(default_factory=lambda: [0])
     steps: int = 50
     height: int = 64

@@ -112,7 +112,7 @@ def report_of(record: RunRecord, config: GenerateConfig, clips: list[Clip]) -> R
         **_experts(record),
         "scheduler": _scheduler(config),
         "guidance": f"{config.guidance:g}",
-        **{key: str(getattr(config, key)) for key in ("image", "last_image") if getattr(config, key)},
+        **{key: str(getattr(config, key)) for key in ("image", "last_image", "lora", "lora_2") if getattr(config, key)},
         **_product(config),
         "seconds": ", ".join(f"{stage} {_total(record, stage):.2f}" for stage in ("text", "denoise", "vae", "write")),
         "TAP itself": f"{sum(c.tap_seconds for c in record.clips):.2f} s of denoise, {_state_mib(record):.1f} MiB",

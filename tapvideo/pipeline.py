@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from tapvideo.config import ConfigError, GenerateConfig
 from tapvideo.enable import Tap, enable_tap
 from tapvideo.images import read_images
+from tapvideo.lora import check_lora, load_lora
 from tapvideo.models import compile_blocks
 from tapvideo.parallel.launch import world_size
 from tapvideo.parallel.topology import Topology, alone
@@ -91,6 +92,7 @@ def load_pipeline(config: GenerateConfig) -> Pipeline:
     if config.image and config.model.pipeline == "LTX2Pipeline":
         _check_compression(config)
     check_call(config, kind)
+    check_lora(config, kind)
     scheduler = make_scheduler(config)
     folder = find_weights(config.model)
     pipe = kind.from_pretrained(
@@ -101,6 +103,7 @@ def load_pipeline(config: GenerateConfig) -> Pipeline:
         trust_remote_code=False,
         local_files_only=True,
     )
+    load_lora(pipe, config)
     pipe.set_progress_bar_config(disable=True)  # ours also shows full and forecast steps
     if config.kind.guidance_argument is None:
         pipe.guider = pipe.guider.new(guidance_scale=config.guidance)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tapvideo.config import ConfigError, GenerateConfig
 from tapvideo.images import digests
+from tapvideo.lora import lora_digests
 
 _SLUG_LENGTH = 48
 # Prompts count by their text, pictures by their bytes, and ranks make the same video, however many they are.
@@ -48,7 +49,7 @@ def read_prompts(config: GenerateConfig) -> list[str]:
 
 
 def shape(config: GenerateConfig) -> dict[str, Any]:
-    """A config as plain values, with the contents of pictures and of the calibration in the place of their paths.
+    """A config as plain values, with the contents of pictures, LoRA and calibration in the place of their paths.
 
     Raises:
         ConfigError: if one cannot be read.
@@ -63,7 +64,7 @@ def shape(config: GenerateConfig) -> dict[str, Any]:
                 f"tap.calibration={str(path)!r} cannot be read ({error}); allowed: a file that tapvideo-calibrate wrote"
             ) from error
         plain["tap"] = {**plain["tap"], "calibration": found}
-    return {**plain, **digests(config)}
+    return {**plain, **digests(config), **lora_digests(config)}
 
 
 def run_folder(config: GenerateConfig, prompts: list[str]) -> Path:
