@@ -20,11 +20,11 @@ from tapvideo.console import Console
 from tapvideo.pipeline import Pipeline, accelerated
 from tapvideo.resolve import DEFAULT_BLEND
 from tapvideo.sample import sample
-from tapvideo.schedule import BEND, StepKind, spread_plan
+from tapvideo.schedule import StepKind, power_plan, spread_plan
 
 _TINY = 1e-12
 _POWERS = (1.0, 0.7, 1.4, 2.0)  # of the sensitivity
-_BENDS = (BEND, 1.9, 2.7)  # of plans that need no calibration
+_CROWDING = (2.3, 1.9)  # powers of further plans that need no calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def measure_sensitivity(
 
     Measured at `probes` steps, by a forecast there in a run that is full otherwise; between them, interpolated.
     """
-    plan = spread_plan(config.steps, count=probes + 1)
+    plan = power_plan(config.steps, count=probes + 1)
     probed = [step for step, kind in enumerate(plan) if kind is StepKind.FULL][1:]
     logs = []
     for step in probed:
@@ -105,9 +105,12 @@ def candidates(calibration: Calibration, count: int) -> list[tuple[int, ...]]:
         steps = best_plans(costs)[count].nonzero()[:, 0].tolist()
         if steps:
             found[tuple(steps)] = None
-    for bend in _BENDS:
-        spread = spread_plan(calibration.num_steps, count=count, bend=bend)
-        found[tuple(step for step, kind in enumerate(spread) if kind is StepKind.FULL)] = None
+    steps = calibration.num_steps
+    for plan in (
+        spread_plan(steps, count=count),
+        *(power_plan(steps, count=count, power=power) for power in _CROWDING),
+    ):
+        found[tuple(step for step, kind in enumerate(plan) if kind is StepKind.FULL)] = None
     return list(found)
 
 

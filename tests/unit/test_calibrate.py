@@ -22,7 +22,7 @@ from tapvideo.pipeline import load_pipeline
 from tapvideo.rehearsal import Known, _between, candidates, measure_sensitivity, rehearse
 from tapvideo.resolve import DEFAULT_BLEND, resolve, run_kind
 from tapvideo.sample import sample
-from tapvideo.schedule import StepKind, spread_plan
+from tapvideo.schedule import StepKind, power_plan
 from tapvideo.schedulers import plan_steps
 
 QUIET = Console(verbose=False)
@@ -126,7 +126,7 @@ def test_sensitivity_is_the_distance_over_the_error(pipe, asked, monkeypatch):
     """Runs that end 7 errors away with one at the first probe, 2 at the second; two clips, each of its own Gram."""
     made = made_up(steps=12)
     clips = [Known(("a", s), made_up(steps=12, seed=s).gram, noise(1, 4)) for s in range(2)]
-    probes = [s for s, kind in enumerate(spread_plan(12, count=3)) if kind is StepKind.FULL][1:]
+    probes = [s for s, kind in enumerate(power_plan(12, count=3)) if kind is StepKind.FULL][1:]
 
     def error(known, step):
         anchors = torch.tensor([[s for s in (step - 1, step - 2, step - 3) if s >= 0]])

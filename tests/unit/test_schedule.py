@@ -6,7 +6,7 @@ import pytest
 
 from tapvideo.config import ConfigError, ScheduleConfig, TapConfig
 from tapvideo.planning import make_plan
-from tapvideo.schedule import StepKind, explicit_plan, interval_plan, spread_plan, strip
+from tapvideo.schedule import StepKind, explicit_plan, interval_plan, power_plan, spread_plan, strip
 
 
 def full_steps(plan):
@@ -47,21 +47,48 @@ def test_make_plan_of_disabled_tap_is_all_full():
     assert full_steps(make_plan(config, 50)) == list(range(50))
 
 
-def test_spread_plan_is_closest_at_the_start():
+def test_power_plan_is_closest_at_the_start():
     """round(20 (i / 6) ** 2.3) for i = 0 .. 5, no two alike."""
-    assert full_steps(spread_plan(20, count=6)) == [0, 1, 2, 4, 8, 13]
-    assert full_steps(spread_plan(50, count=1)) == [0]
+    assert full_steps(power_plan(20, count=6)) == [0, 1, 2, 4, 8, 13]
+    assert full_steps(power_plan(50, count=1)) == [0]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 12, 25, 50, 101])
-def test_spread_plan_has_as_many_full_steps_as_it_is_asked_for(steps):
+def test_power_plan_has_as_many_full_steps_as_it_is_asked_for(steps):
     for count in range(1, steps + 1):
-        full = full_steps(spread_plan(steps, count=count))
+        full = full_steps(power_plan(steps, count=count))
         assert len(full) == count
         assert full[0] == 0
         gaps = [after - before for before, after in pairwise([*full, steps])]
         assert gaps[0] == min(gaps)
         assert all(after >= before - 1 for before, after in pairwise(gaps))  # ever farther apart, but for rounding
+    assert full == list(range(steps))
+
+
+@pytest.mark.parametrize("count", [0, -1, 13])
+def test_power_plan_refuses_what_a_run_does_not_have(count):
+    with pytest.raises(ValueError, match=f"schedule.speedup asks for {count} full steps of 12; allowed: 1 to 12"):
+        power_plan(12, count=count)
+
+
+def test_spread_plan_is_a_head_and_gaps_that_grow_evenly():
+    """Head of round(14^2 / 50) = 4; gaps 1 + 0.636 j for j = 1 .. 10, which end at step 48."""
+    assert strip(spread_plan(50, count=14)) == "####.#.#..#..#...#....#.....#.....#......#......#."
+    assert strip(spread_plan(50, count=10)) == "##.#..#...#.....#.....#.......#.......#.........#."
+    assert full_steps(spread_plan(50, count=1)) == [0]
+    assert full_steps(spread_plan(50, count=2)) == [0, 48]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 12, 25, 50, 101])
+def test_spread_plan_has_as_many_full_steps_as_it_is_asked_for_and_no_gap_shorter_than_the_one_before(steps):
+    for count in range(1, steps + 1):
+        full = full_steps(spread_plan(steps, count=count))
+        assert len(full) == count
+        assert full[0] == 0
+        gaps = [after - before for before, after in pairwise(full)]
+        assert gaps == sorted(gaps)
+        if 2 <= count < steps:
+            assert full[-1] == steps - 2
     assert full == list(range(steps))
 
 
@@ -101,6 +128,6 @@ def test_other_schedules_take_no_speedup(kind):
         ScheduleConfig(kind=kind, steps=[0, 3], interval=None)
 
 
-def test_a_spread_without_bend_is_even():
-    plan = spread_plan(20, count=5, bend=1.0)
+def test_power_one_is_even():
+    plan = power_plan(20, count=5, power=1.0)
     assert [i for i, kind in enumerate(plan) if kind is StepKind.FULL] == [0, 4, 8, 12, 16]
