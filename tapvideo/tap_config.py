@@ -27,7 +27,7 @@ class ScheduleConfig:
 
     kind: str = "interval"
     """`interval`: the first `warmup`, then every `interval`-th, and the `last` steps. `explicit`: those in `steps`.
-    `spread`: as many as `speedup` allows, a dense head, then gaps that grow. `calibrated`: as many, where it wants them."""
+    `spread`: as many as `speedup` allows, in a head and growing gaps. `calibrated`: where calibration wants them."""
     speedup: float | None = None
     """Steps over full steps, of kinds `spread` and `calibrated`."""
     interval: int | None = 4
