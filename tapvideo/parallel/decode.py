@@ -122,7 +122,8 @@ def _twin(module: nn.Module) -> nn.Module:
 
 
 def _latent_rows(vae: Any, height: int) -> int:
-    return height // vae.spatial_compression_ratio
+    ratio = getattr(vae, "spatial_compression_ratio", None)
+    return height // (ratio or 2 ** (len(vae.config.block_out_channels) - 1))  # those of pictures do not say
 
 
 def _row_unit(vae: Any) -> int:
@@ -138,4 +139,6 @@ def _reach(decoder: nn.Module) -> int:
 
 
 def _is_tiled(vae: Any, height: int, width: int) -> bool:
-    return height > vae.tile_sample_min_height or width > vae.tile_sample_min_width
+    square = getattr(vae, "tile_sample_min_size", None)  # of pictures' VAEs
+    least = (square, square) if square else (vae.tile_sample_min_height, vae.tile_sample_min_width)
+    return height > least[0] or width > least[1]
