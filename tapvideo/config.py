@@ -136,6 +136,11 @@ class GenerateConfig:
             raise ConfigError(f"scheduler={self.scheduler!r} does not go with a {name}; allowed: {allowed}")
         if self.image is not None and kind.image_class is None:
             raise ConfigError(f"image={self.image!r}: a {name} makes {kind.product} from text alone; allowed: null")
+        if kind.longest_text is not None and self.max_sequence_length > kind.longest_text:
+            raise ConfigError(
+                f"max_sequence_length={self.max_sequence_length!r} is too long for a {name}; allowed: up to "
+                f"{kind.longest_text}"
+            )
         if kind.makes_images and self.num_frames != 1:
             raise ConfigError(f"num_frames={self.num_frames!r}: a {name} makes pictures; allowed: 1")
         if self.last_image is not None and not kind.last_image:

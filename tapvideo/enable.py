@@ -157,7 +157,7 @@ def _transformers(pipe_or_transformer: Any) -> dict[str, nn.Module]:
     modules = {name: module for name, module in found.items() if module is not None}
     if not modules:
         name, missing = type(pipe_or_transformer).__name__, " or ".join(_COMPONENTS)
-        raise ValueError(f"{name} has no {missing}; pass a diffusers video pipeline or a transformer")
+        raise ValueError(f"{name} has no {missing}; pass a diffusers pipeline or a transformer")
     return modules
 
 

@@ -1,6 +1,9 @@
 """A LoRA on a pipeline: from a file or a folder, safetensors and nothing else."""
 
 import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -75,7 +78,8 @@ def _load(pipe: Any, config: GenerateConfig, key: str, path: Path, where: dict[s
     value, weights = getattr(config, key), config.model.weights
     own = {"weight_name": path.name, "adapter_name": "lora", "use_safetensors": True, "local_files_only": True}
     try:
-        pipe.load_lora_weights(str(path.parent), **own, **where)
+        with _unplaced() as left:
+            pipe.load_lora_weights(str(path.parent), **own, **where)
     except Exception as error:  # of whatever kind: diffusers, peft and safetensors each have their own
         why = " ".join(str(error).split())[:200]
         raise ConfigError(
@@ -85,6 +89,29 @@ def _load(pipe: Any, config: GenerateConfig, key: str, path: Path, where: dict[s
     part = pipe.transformer_2 if where else pipe.transformer
     if "lora" not in getattr(part, "peft_config", {}):
         raise ConfigError(f"{key}={value!r} has nothing for model.weights={weights!r}; allowed: a LoRA of this model")
+    if left:
+        raise ConfigError(
+            f"{key}={value!r} has tensors that model.weights={weights!r} has no place for, e.g. {left[0]}; "
+            "allowed: a LoRA of this model"
+        )
+
+
+@contextmanager
+def _unplaced() -> Iterator[list[str]]:
+    """Tensors of a LoRA that the model has no place for: diffusers loads the others, and warns of these."""
+    names: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            _, found, said = record.getMessage().partition("unexpected keys found in the model: ")
+            names.extend(said.split(", ") if found else [])
+
+    listener, logger = Listener(), logging.getLogger("diffusers")
+    logger.addHandler(listener)
+    try:
+        yield names
+    finally:
+        logger.removeHandler(listener)
 
 
 def _file(key: str, name: str) -> Path:

@@ -46,6 +46,8 @@ class PipelineKind:
     """Rows and columns of latents that it puts into one before the transformer sees them."""
     makes_images: bool = False
     """Whether it makes pictures, and no videos."""
+    longest_text: int | None = None
+    """Tokens of a prompt that its call takes at most, where it says so only after the weights are loaded."""
     sized_by_image: bool = False
     """Whether height and width follow from the picture, and the call takes none."""
 
@@ -93,8 +95,9 @@ _FLUX = PipelineKind(
     guidance="true_cfg_scale",
     packs=2,
     makes_images=True,
+    longest_text=512,
 )
-_QWEN = replace(_FLUX, sigmas="linear", guidance="guidance", guidance_argument="true_cfg_scale")
+_QWEN = replace(_FLUX, longest_text=1024, sigmas="linear", guidance="guidance", guidance_argument="true_cfg_scale")
 _COGVIEW4 = PipelineKind(schedulers=("model",), multiple=32, sigmas="whole", own_shift=True, makes_images=True)
 
 KINDS = {

@@ -49,10 +49,9 @@ def _calibrated_steps(config: TapConfig, num_steps: int) -> list[int]:
     count = config.schedule.count(num_steps)
     allowed = found.full_steps
     if count not in allowed:
-        least, most = num_steps / allowed[-1], num_steps / allowed[0]
         raise ConfigError(
             f"schedule.speedup={config.schedule.speedup!r} is {count} full steps, for which the calibration has no "
-            f"plan; allowed: {least:.3g} to {most:.3g}"
+            f"plan; allowed: {allowed[0]} to {allowed[-1]} full steps of {num_steps}, or schedule=spread"
         )
     return found.best_steps(count)
 

@@ -45,7 +45,12 @@ def resolve(config: Config) -> Config:
         return _without(config, "it has two experts")
     if not tap.awaits_calibration:
         return _with_file(config, Path(tap.calibration).expanduser().resolve())
-    kind = run_kind(config)
+    try:
+        kind = run_kind(config)
+    except ConfigError:
+        if not config.dry_run:
+            raise
+        return _without(config, "the weights are not here, whose scheduler says which one fits")
     found = find_calibration(kind)
     if found is None:
         return _without(config, f"there is none for {kind}; tapvideo-calibrate makes one")

@@ -75,6 +75,20 @@ def run_folder(config: GenerateConfig, prompts: list[str]) -> Path:
     return Path(config.output_dir).expanduser() / f"{slug(config.model.name)}-{slug(config.tap.name)}-{digest}"
 
 
+def make_folder(folder: Path) -> None:
+    """Make a run's folder.
+
+    Raises:
+        ConfigError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir={str(folder.parent)!r} cannot be made ({error.strerror}); allowed: a folder to write to"
+        ) from error
+
+
 def list_jobs(config: GenerateConfig, prompts: list[str]) -> list[Job]:
     """Every prompt with every seed, in order."""
     return [

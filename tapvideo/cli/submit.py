@@ -120,6 +120,8 @@ def _plan(asked: _Asked) -> tuple[Path, list[Command]]:
         find_weights(generate.model)
         return folder, [make_command("generate", folder, asked.keys, asked.flags, shards=1)]
     config = _compose(BatchConfig, asked.kind, asked.keys)
+    if asked.score is not None and config.kind.makes_images:
+        raise ConfigError(f"--score={asked.score!r} is of videos, and a {config.model.pipeline} makes pictures")
     batch = prepare(config)
     check_array(asked.flags, config.shards)
     folder = batch.folder.root.resolve()

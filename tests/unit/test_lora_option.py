@@ -109,3 +109,9 @@ def test_without_peft_it_says_what_to_install(model_config, adapter, monkeypatch
     monkeypatch.setattr(lora, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"lora='.*' needs peft.*pip install 'tapvideo\[lora\]'"):
         load_pipeline(model_config("flux", f"lora={adapter('flux')}"))
+
+
+def test_a_lora_that_fits_in_part_is_refused(model_config, adapter):
+    """FLUX has the single-stream blocks that Qwen-Image has not; both have the others."""
+    with pytest.raises(ConfigError, match=r"lora='.*' has tensors that model\.weights=.* has no place for, e\.g\. "):
+        load_pipeline(model_config("qwen_image", f"lora={adapter('flux')}"))

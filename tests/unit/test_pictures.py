@@ -162,3 +162,19 @@ def test_timesteps_that_go_up_are_one_run():
     runs = [clock.counted(caller, clock.descending(t), 3) for t in (0.0, 10.0, 400.0)]
     assert runs == [(1, 0), (1, 1), (1, 2)]
     assert clock.counted(caller, clock.descending(0.0), 3) == (2, 0)
+
+
+def test_texts_longer_than_a_pipeline_takes_are_refused_at_once(composed):
+    with pytest.raises(ConfigError, match="max_sequence_length=513 is too long for a FluxPipeline; allowed: up to 512"):
+        composed("model=flux", "max_sequence_length=513")
+
+
+def test_a_folder_that_cannot_be_made_is_named(model_config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output_dir='.*file/deeper' cannot be made \(Not a directory\); allowed"):
+        generate.run(model_config("flux", f"output_dir={tmp_path / 'file' / 'deeper'}"))
+
+
+def test_a_dry_run_by_a_calibration_needs_no_weights(composed, capsys):
+    generate.run(composed("model=flux", "tap=default", "dry_run=true", "model.weights=/nowhere", "steps=14"))
+    assert "6 full and 8 forecast of 14 steps" in capsys.readouterr().out
