@@ -1,5 +1,6 @@
 """Typed configuration, for Python and for Hydra; the only module that knows `DictConfig`."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,6 +121,9 @@ class GenerateConfig:
         for key in ("steps", "height", "width", "num_frames", "fps", "max_sequence_length"):
             at_least(key, getattr(self, key), 1)
         at_least("guidance", self.guidance, 0)
+        if not math.isfinite(self.lora_scale) or (self.lora is None and self.lora_scale != 1):
+            allowed = "a number" if self.lora else "1.0 without a lora"
+            raise ConfigError(f"lora_scale={self.lora_scale!r} cannot be; allowed: {allowed}")
         if not 0 <= self.quality <= 51:
             raise ConfigError(f"quality={self.quality!r} is no x264 rate factor; allowed: 0 (best) to 51")
         positive("flow_shift", self.flow_shift)
@@ -155,6 +159,8 @@ class GenerateConfig:
     def is_guided(self) -> bool:
         """Whether every step has a branch without the prompt."""
         key = self.kind.guidance
+        if self.kind.guidance_argument is None:  # a guider leaves a branch out at 1 alone
+            return not math.isclose(self.guidance, 1)
         return (self.guidance if key == "guidance" else float(self.model.call.get(key, 1.0))) > 1
 
     @property

@@ -113,6 +113,7 @@ def report_of(record: RunRecord, config: GenerateConfig, clips: list[Clip]) -> R
         "scheduler": _scheduler(config),
         "guidance": f"{config.guidance:g}",
         **{key: str(getattr(config, key)) for key in ("image", "last_image", "lora", "lora_2") if getattr(config, key)},
+        **({"lora_scale": f"{config.lora_scale:g}"} if config.lora else {}),
         **_product(config),
         "seconds": ", ".join(f"{stage} {_total(record, stage):.2f}" for stage in ("text", "denoise", "vae", "write")),
         "TAP itself": f"{sum(c.tap_seconds for c in record.clips):.2f} s of denoise, {_state_mib(record):.1f} MiB",

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from tapvideo.calibration import load_calibration
 from tapvideo.calibration.find import RunKind, find_calibration
 from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ScheduleConfig, TapConfig
+from tapvideo.lora import lora_digests
 from tapvideo.planning import check_steps
 from tapvideo.schedulers import make_scheduler
 from tapvideo.weights import ASSETS
@@ -29,7 +30,9 @@ def run_kind(config: GenerateConfig) -> RunKind:
     key = config.kind.guidance
     cfg = 1.0 if key == "guidance" else float(config.model.call.get(key, 1.0))
     kind = _kind(make_scheduler(config), config.model.weights, config.steps, config.guidance)
-    return replace(kind, true_cfg=cfg if cfg > 1 else None)
+    loras = [digest for digest in lora_digests(config).values() if digest]
+    lora = f"{'+'.join(loras)} x {config.lora_scale:g}" if loras else None
+    return replace(kind, true_cfg=cfg if cfg > 1 else None, lora=lora)
 
 
 def resolve(config: Config) -> Config:

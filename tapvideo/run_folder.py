@@ -64,6 +64,8 @@ def shape(config: GenerateConfig) -> dict[str, Any]:
                 f"tap.calibration={str(path)!r} cannot be read ({error}); allowed: a file that tapvideo-calibrate wrote"
             ) from error
         plain["tap"] = {**plain["tap"], "calibration": found}
+    if config.lora is None:
+        plain.pop("lora_scale")  # of nothing
     return {**plain, **digests(config), **lora_digests(config)}
 
 

@@ -153,7 +153,7 @@ def watched(pipe: Any, end_step: Callable[[int, Tensor], None]) -> Iterator[dict
         yield {"callback_on_step_end": told}
         return
     scheduler, steps = pipe.scheduler, count()
-    original = scheduler.step
+    original, own = scheduler.step, vars(scheduler).get("step")
 
     def step(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
@@ -164,7 +164,10 @@ def watched(pipe: Any, end_step: Callable[[int, Tensor], None]) -> Iterator[dict
     try:
         yield {}
     finally:
-        del scheduler.step  # of this object: the class's own is in sight again
+        if own is None:
+            del scheduler.step  # of this object: the class's own is in sight again
+        else:
+            scheduler.step = own
 
 
 def _frames(made: Any, *, is_image: bool) -> Float[Tensor, "frames height width 3"]:

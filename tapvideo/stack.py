@@ -85,6 +85,11 @@ class TapStack(nn.Module):
                 logger.warning(message, num_steps, least)
         return self._plans[num_steps]
 
+    def reads_weights(self, num_steps: int) -> bool:
+        """Whether a run reads block 0's weights outside of the block, for probes."""
+        probes = self._needs_probe and self.config.probe == "modulated"
+        return probes and StepKind.FORECAST in self.plan(num_steps)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The stack's output for this rank's tokens (or all, see `gathers`); computed where nobody tells the step.
 

@@ -26,6 +26,8 @@ class RunKind:
     guidance: float
     true_cfg: float | None = None
     """Where `guidance` is an embedding: what mixes the branches, if there are two."""
+    lora: str | None = None
+    """What stands for LoRAs on the model, and their scale."""
 
     @property
     def scale(self) -> float:
@@ -41,7 +43,8 @@ class RunKind:
         """In words."""
         shift = "" if self.flow_shift is None else f", flow_shift={self.flow_shift:g}"
         cfg = "" if self.true_cfg is None else f", true_cfg_scale={self.true_cfg:g}"
-        return f"{self.weights} with {self.scheduler}{shift}, steps={self.steps}, guidance={self.guidance:g}{cfg}"
+        lora = "" if self.lora is None else f" and LoRA {self.lora}"
+        return f"{self.weights}{lora} with {self.scheduler}{shift}, steps={self.steps}, guidance={self.guidance:g}{cfg}"
 
 
 def _same(wanted: object, known: object) -> bool:

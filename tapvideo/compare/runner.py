@@ -62,9 +62,9 @@ def choose_methods(config: CompareConfig) -> list[Method]:
 
 
 def reference_schedulers(config: CompareConfig) -> list[str]:
-    """The run's own scheduler, and the other one that it is compared with."""
-    first, second = config.base().kind.schedulers[:2]
-    return [config.scheduler, second if config.scheduler == first else first]
+    """The run's own scheduler, and another one that it is compared with, where one goes with the model."""
+    others = [name for name in config.base().kind.schedulers if name != config.scheduler]
+    return [config.scheduler, *others[:1]]
 
 
 @dataclass(slots=True)
@@ -153,9 +153,10 @@ def make_job(
 ) -> Iterator[ClipResult]:
     """Every clip of one prompt and seed; the un-accelerated one again at the end, to show what methods left behind."""
     config, studio = work.config, work.studio
-    _, second = reference_schedulers(config)
+    _, *others = reference_schedulers(config)
     references = {"": studio.reference({}, prompt, seed)}
-    references[f"{second}{config.steps}"] = studio.reference({"scheduler": second}, prompt, seed)
+    for name in others:
+        references[f"{name}{config.steps}"] = studio.reference({"scheduler": name}, prompt, seed)
     references["ode"] = studio.reference({"steps": config.ode_steps}, prompt, seed)
     for name in references:
         result, key = studio.reference_clip(name, prompt, seed, references)

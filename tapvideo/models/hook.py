@@ -206,7 +206,7 @@ class TapHook(ModelHook):
             state = named.enter(self.clock.told((id(self), told.name), step, num_steps))
         if not 0 <= step < num_steps:
             return self._give_up(f"step {step} lies outside a run of {num_steps}")
-        if state.num_calls == 0:
+        if state.num_calls == 0 and self.stack.reads_weights(num_steps):
             refuse_disk_offload(self.stack.blocks[0])
         self.clock.take_over(self.release)
         self.trace.grid = grid

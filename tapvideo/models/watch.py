@@ -1,8 +1,9 @@
 """What goes into a transformer's blocks and what comes out, call by call, for diagnostics and for rules' own fits."""
 
+import inspect
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from diffusers.hooks import HookRegistry, ModelHook
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from tapvideo.models import adapter_for
 from tapvideo.models.base import ModelAdapter
+from tapvideo.models.branches import GUIDER_NAMES, TextBranches
+from tapvideo.models.calls import largest_timestep
 
 _HOOK_NAME = "tapvideo_watch"
 
@@ -66,18 +69,41 @@ def original_forward(hook: ModelHook) -> Callable[..., Any]:
     return cast(Callable[..., Any], hook.fn_ref.original_forward)
 
 
+class _Root(ModelHook):
+    """On the transformer: which branch a call is of, where the pipeline does not say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts = TextBranches()
+        self.name: str | None = None
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+        text, timestep = call.get("encoder_hidden_states"), largest_timestep(call)
+        self.name = None if text is None or timestep is None else self.texts.name(text, timestep)
+        return args, kwargs
+
+
 class _Head(ModelHook):
     _is_stateful = True  # so that the pipeline's context reaches it
 
-    def __init__(self, adapter: ModelAdapter) -> None:
+    def __init__(self, adapter: ModelAdapter, root: _Root) -> None:
         super().__init__()
-        self.adapter = adapter
+        self.adapter, self.root = adapter, root
         self.states = named_states(NoState)
         self.seen: tuple[Tensor, Tensor] | None = None
         self.steps, self.step = StepCounter(), 0
 
+    @property
+    def context(self) -> CacheContext:
+        """As TAP's own hook understands it."""
+        told = self.states._context
+        if told is not None:
+            return replace(told, name=GUIDER_NAMES[told.name]) if told.name in GUIDER_NAMES else told
+        return CacheContext(self.root.name) if self.root.name else self.states.context
+
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        self.step = self.steps.next(self.states.context)
+        self.step = self.steps.next(self.context)
         stream = self.adapter.stream(args, kwargs)
         self.seen = stream.hidden, self.adapter.modulated_input(module, stream)
         return args, kwargs
@@ -93,7 +119,7 @@ class _Tail(ModelHook):
         self.head, self.on_call = head, on_call
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        context = self.head.states.context
+        context = self.head.context
         assert self.head.seen is not None
         tokens, _ = self.head.adapter.read_result(output)
         self.on_call(StackCall(context.name, self.head.step, context.sigma, *self.head.seen, tokens))
@@ -116,9 +142,10 @@ def watched(transformer: nn.Module, on_call: Callable[[StackCall], None]) -> Gen
     Raises:
         ValueError: if the model is not one that tapvideo knows.
     """
-    blocks = blocks_of(transformer)
-    head = _Head(adapter_for(transformer))
-    with hooked(transformer, {_HOOK_NAME: (blocks[0], head), f"{_HOOK_NAME}_tail": (blocks[-1], _Tail(head, on_call))}):
+    blocks, root = blocks_of(transformer), _Root()
+    head = _Head(adapter_for(transformer), root)
+    hooks = {"": (transformer, root), "_head": (blocks[0], head), "_tail": (blocks[-1], _Tail(head, on_call))}
+    with hooked(transformer, {f"{_HOOK_NAME}{name}": hook for name, hook in hooks.items()}):
         yield
 
 

@@ -75,6 +75,15 @@ def run(parallel=None):
     return denoise(case, transformer)
 
 
+def test_a_given_frame_is_known_to_the_stack(monkeypatch):
+    seen = []
+    real = TokenShard.mean_over_tokens
+    monkeypatch.setattr(TokenShard, "mean_over_tokens", lambda *a: seen.append(a[2]) or real(*a))
+    run()
+    assert seen
+    assert all(given[0].tolist() == given_frame()[0].tolist() for given in seen)
+
+
 def test_two_ranks_make_one_ranks_clip_of_a_given_frame():
     expected = run()
     for latents in run_ranks(2, run):

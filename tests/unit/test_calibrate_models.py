@@ -12,14 +12,15 @@ from tapvideo.calibration import load_calibration
 from tapvideo.config import GenerateConfig, config_dir, from_hydra
 
 
-@pytest.mark.parametrize("model", ["ltx", "hunyuan", "cogvideox_2b"])
-def test_a_calibration_is_made_found_and_used(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("model", ["ltx", "hunyuan", "cogvideox_2b", "hunyuan15", "hunyuan_i2v"])
+def test_a_calibration_is_made_found_and_used(model, picture, tmp_path, monkeypatch):
     monkeypatch.setenv("TAPVIDEO_HOME", str(tmp_path / "home"))
     folder = pipelines_random.save(model, tmp_path / "weights")
     small = [
         f"model={model}", f"model.weights={folder}", "steps=12", "height=32", "width=32", "num_frames=9",
         "dtype=float32", "max_sequence_length=16", "prompt='a red circle'", "verbose=false",
     ]  # fmt: skip
+    small += [f"image={picture}"] if model in pipelines_random.WITH_IMAGE else []
     with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
         own = ["probes=2", "probe_clips=1", "rehearsal_clips=1", "speedups=[2.0]", "seeds=[3]"]
         asked = from_hydra(CalibrateConfig, compose("calibrate", [*small, *own]))

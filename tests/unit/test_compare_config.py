@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from tapvideo.compare.config import CompareConfig, compare_folder, default_presets, read_list, read_sets
-from tapvideo.compare.runner import all_methods, choose_methods
+from tapvideo.compare.runner import all_methods, choose_methods, reference_schedulers
 from tapvideo.config import ConfigError, ModelConfig, config_dir, from_hydra
 from tapvideo.tiny.scenes import is_held_out, parse_caption
 
@@ -14,6 +14,10 @@ from tapvideo.tiny.scenes import is_held_out, parse_caption
 def composed(*overrides):
     with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
         return from_hydra(CompareConfig, compose("compare", overrides=list(overrides)))
+
+
+def test_a_model_with_one_scheduler_is_compared_with_no_other():
+    assert reference_schedulers(composed("preset=quick", "model=mochi")) == ["model"]
 
 
 def test_python_and_yaml_have_the_same_defaults():

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from tapvideo import lora
 from tapvideo.config import ConfigError
 from tapvideo.pipeline import accelerated, load_pipeline
+from tapvideo.resolve import run_kind
 from tapvideo.run_folder import read_prompts, run_folder
 from tapvideo.sample import sample
 
@@ -56,9 +57,33 @@ def test_a_lora_is_loaded_at_its_scale_under_tap(model_config, adapter, model):
 
 def test_each_expert_can_have_its_own(model_config, adapter):
     first, second = adapter("wan22", 0), adapter("wan22", 1)
+    pipe = load_pipeline(model_config("wan22", f"lora={first}"))
+    assert all("lora" in expert.peft_config for expert in (pipe.transformer, pipe.transformer_2))
     both = latents(model_config("wan22", "steps=4", f"lora={first}"))
     apart = latents(model_config("wan22", "steps=4", f"lora={first}", f"lora_2={second}"))
     assert (both - apart).abs().max() > 1e-5
+
+
+def test_a_calibration_is_of_one_lora_and_scale(model_config, adapter):
+    plain, one, less, other = (
+        run_kind(model_config("flux", *overrides))
+        for overrides in (
+            [],
+            [f"lora={adapter('flux')}"],
+            [f"lora={adapter('flux')}", "lora_scale=0.5"],
+            [f"lora={adapter('flux', 1)}"],
+        )
+    )
+    assert plain.lora is None
+    assert len({kind.lora for kind in (one, less, other)}) == 3
+    assert "LoRA" in str(one)
+    assert "LoRA" not in str(plain)
+
+
+@pytest.mark.parametrize("overrides", [["lora_scale=0.5"], ["lora=x.safetensors", "lora_scale=nan"]])
+def test_scales_of_nothing_and_scales_that_are_none_are_refused(composed, overrides):
+    with pytest.raises(ConfigError, match=r"lora_scale=.* cannot be; allowed: "):
+        composed("model=flux", *overrides)
 
 
 def test_its_bytes_name_the_run_and_its_path_does_not(model_config, adapter):
@@ -70,8 +95,9 @@ def test_its_bytes_name_the_run_and_its_path_does_not(model_config, adapter):
     (file,) = folder.iterdir()
     copy = file.with_name("copy").with_suffix(".safetensors")
     assert name(folder) == name(file)
+    before = name(file)
     file.rename(copy)
-    assert name(copy) == name(folder)
+    assert name(copy) == name(folder) == before
     assert name(adapter("flux", 1)) != name(copy)
     assert name(copy) != run_folder(model_config("flux"), ["a red circle"]).name
 

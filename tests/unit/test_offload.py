@@ -29,6 +29,15 @@ def test_weights_on_disk_are_refused(name, how, tmp_path):
         denoise(case, transformer)
 
 
+@pytest.mark.parametrize("changes", [{"family": "reuse"}, {"schedule": ScheduleConfig(interval=1)}])
+def test_weights_on_disk_are_no_matter_where_no_probe_reads_them(changes, tmp_path):
+    how = {"offload_type": "leaf_level", "offload_to_disk_path": str(tmp_path)}
+    case, transformer = offloaded("Wan 2.1 T2V", tmp_path, **how)
+    plain = denoise(case, transformer)
+    enable_tap(transformer, TapConfig(**{"schedule": TAP.schedule, **changes}))
+    assert torch.equal(denoise(case, transformer), plain) == ("schedule" in changes)
+
+
 def test_weights_in_memory_are_not(tmp_path):
     case, transformer = offloaded("Wan 2.1 T2V", tmp_path, offload_type="leaf_level")
     tap = enable_tap(transformer, TAP)

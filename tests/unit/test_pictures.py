@@ -121,6 +121,21 @@ def test_unipc_in_the_place_of_the_models_own_scheduler(model_config, model):
     assert [t for _, t in noise_levels(made)] == pytest.approx(pipe.scheduler.timesteps.tolist())
 
 
+def test_a_step_that_somebody_put_on_the_scheduler_is_put_back():
+    pipe = Quiet()
+    own = pipe.scheduler.step
+    pipe.scheduler.step = own
+    with watched(pipe, lambda step, latents: None):
+        assert pipe.scheduler.step is not own
+    assert vars(pipe.scheduler)["step"] is own
+
+
+def test_a_guider_below_one_has_two_branches(model_config):
+    assert model_config("hunyuan15", "guidance=0.5").is_guided
+    assert not model_config("hunyuan15", "guidance=1").is_guided
+    assert not model_config("qwen_image", "guidance=0.5").is_guided
+
+
 class Quiet:
     """A pipeline whose call takes no callback."""
 
