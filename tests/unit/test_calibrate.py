@@ -22,7 +22,7 @@ from tapvideo.pipeline import load_pipeline
 from tapvideo.rehearsal import Known, _between, candidates, measure_sensitivity, rehearse
 from tapvideo.resolve import DEFAULT_BLEND, resolve, run_kind
 from tapvideo.sample import sample
-from tapvideo.schedule import StepKind, power_plan
+from tapvideo.schedule import StepKind, power_plan, spread_plan
 from tapvideo.schedulers import plan_steps
 
 QUIET = Console(verbose=False)
@@ -319,3 +319,27 @@ def test_what_cannot_be_rehearsed_again(asked, own, tmp_path, overrides, message
     made_up(steps=12).save(other)
     with pytest.raises(ConfigError, match=message):
         calibrate.run(asked(*(o.replace("OTHER", str(other)) for o in overrides)))
+
+
+def test_clips_of_a_rehearsal_are_spread_over_all_and_end_as_un_accelerated_ones_do(asked, own, monkeypatch):
+    calibrate.run(asked())
+    seen = []
+    monkeypatch.setattr(calibrate, "rehearse", lambda pipe, config, found, known, *_: seen.extend(known) or found)
+    calibrate.run(asked("rehearse=auto", "seeds=[4,5,6,7]", "rehearsal_clips=2"))
+    assert [known.clip[1] for known in seen] == [4, 6]
+    config = asked()
+    for known in seen:
+        final = sample(load_pipeline(config), config, *known.clip, lambda _: None, decode=False).latents
+        assert torch.equal(known.final, final.cpu())
+
+
+def test_a_rehearsal_tries_what_there_is_and_what_needs_no_calibration():
+    made = made_up(steps=18)
+    plans = made.plans.clone()
+    odd = [0, 1, 2, 3, 4, 5, 6, 7, 17]
+    plans[9] = False
+    plans[9, odd] = True
+    tried = candidates(replace(made, plans=plans), 9)
+    assert tried[0] == tuple(odd)
+    for plan in (spread_plan(18, count=9), power_plan(18, count=9), power_plan(18, count=9, power=1.9)):
+        assert tuple(i for i, kind in enumerate(plan) if kind is StepKind.FULL) in tried

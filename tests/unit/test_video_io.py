@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import imageio_ffmpeg
+import numpy as np
 import pytest
 import torch
 
@@ -152,3 +153,10 @@ def test_clips_without_sound_have_no_stream_of_it(tmp_path):
     write_mp4(tmp_path / "clip.mp4", _gradient(), fps=8, crf=16)
     with pytest.raises(subprocess.CalledProcessError):
         _hear(tmp_path / "clip.mp4", 24000)
+
+
+def test_loud_sound_is_clipped_and_never_wraps_round(tmp_path):
+    waves = torch.tensor([[2.0, -2.0, 0.5], [0.0, 1.0, -1.0]])
+    path = video_io._write_wave(tmp_path / "a.wav", Sound(waves, 16000))
+    samples = np.frombuffer(path.read_bytes()[-12:], "<i2").reshape(3, 2).T
+    assert samples.tolist() == [[32767, -32767, 16384], [0, 32767, -32767]]
