@@ -51,9 +51,9 @@ def power_plan(num_steps: int, *, count: int, power: float = 2.3) -> Plan:
 def spread_plan(num_steps: int, *, count: int) -> Plan:
     """`count` full steps: a head without a gap, then gaps that grow evenly, up to the last step but one.
 
-    The head has the share of the full steps that full steps have of the run. Neither growth nor end is a matter of
-    taste: forecasts from anchors whose gaps go up and down are worse, and at the end of a run, where the output
-    changes fast again, they are worst. Measured with UniPC and Euler on wan_tiny.
+    The head has the share of the full steps that full steps have of the run. On clips of wan_tiny, with UniPC and with
+    Euler, runs end nearer to the un-accelerated ones than on `power_plan` with a third of the steps full and more;
+    with a fifth, by either.
 
     Raises:
         ValueError: if there are more full steps than steps, or none.

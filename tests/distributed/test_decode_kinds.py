@@ -45,5 +45,7 @@ def test_frames_are_those_of_one_rank(model):
     vae, shape = BUILDERS[model]().vae, LATENTS[model]
     expected = decode(vae, shape)
     for plan, frames in run_ranks(2, decode_on_rank, vae, shape, tuple(expected.shape[-2:])):
+        if plan.how == "rows":
+            assert plan.reason == f"2 ranks share {shape[-2]} latent rows"
         if plan.decodes:
             assert (frames - expected).abs().max() <= 1e-5, plan
