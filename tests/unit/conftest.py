@@ -4,9 +4,15 @@ import pipelines_random
 import pytest
 import torch
 import wan_random
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from tapvideo.calibrate import CalibrateConfig
+from tapvideo.calibration import find as finding
+from tapvideo.config import config_dir, from_hydra
+
 SMALL = ["height=32", "width=32", "steps=14", "prompt='a red circle'", "verbose=false", "dtype=float32"]
+CALIBRATE = ("steps=12", "probes=2", "probe_clips=1", "rehearsal_clips=1", "speedups=[2.0]", "tokens=6", "seeds=[3]")
 TEXT = {"cogvideox_2b": 16, "cogvideox_5b": 16, "wan_i2v": 512, "skyreels_i2v": 512}
 
 
@@ -55,3 +61,22 @@ def model_config(composed, saved, picture, tmp_path):
         return composed(f"model={model}", *base, *overrides)
 
     return make
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The user's folder of calibrations, empty; nothing ships."""
+    monkeypatch.setenv("TAPVIDEO_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(finding, "SHIPPED", tmp_path / "shipped")
+    return tmp_path / "home" / "calibrations"
+
+
+@pytest.fixture
+def asked(random_overrides):
+    """Compose `conf/calibrate.yaml` for the random pipeline, as the command line does."""
+
+    def compose_config(*overrides):
+        with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
+            return from_hydra(CalibrateConfig, compose("calibrate", [*random_overrides, *CALIBRATE, *overrides]))
+
+    return compose_config

@@ -1,51 +1,26 @@
 """Making a calibration: what is recorded, what is measured, and one made of a tiny random pipeline from end to end."""
 
-import math
 import shutil
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 from calibrations import made_up
-from hydra import compose, initialize_config_dir
 
-from tapvideo import calibrate, rehearsal
-from tapvideo.calibrate import CalibrateConfig, Recorder, apart, mixture
-from tapvideo.calibration import find as finding
+from tapvideo import calibrate
+from tapvideo.calibrate import Recorder, apart, mixture
 from tapvideo.calibration import load_calibration
 from tapvideo.calibration.find import RunKind
-from tapvideo.calibration.weights import errors, fit
-from tapvideo.config import ConfigError, config_dir, from_hydra
+from tapvideo.config import ConfigError
 from tapvideo.console import Console
 from tapvideo.models.watch import StackCall, watched
 from tapvideo.pipeline import load_pipeline
-from tapvideo.rehearsal import Known, _between, candidates, measure_sensitivity, rehearse
-from tapvideo.resolve import DEFAULT_BLEND, resolve, run_kind
+from tapvideo.resolve import resolve, run_kind
 from tapvideo.sample import sample
-from tapvideo.schedule import StepKind, power_plan, spread_plan
+from tapvideo.schedule import StepKind
 from tapvideo.schedulers import plan_steps
 
 QUIET = Console(verbose=False)
-SMALL = ("steps=12", "probes=2", "probe_clips=1", "rehearsal_clips=1", "speedups=[2.0]", "tokens=6", "seeds=[3]")
-
-
-@pytest.fixture
-def own(tmp_path, monkeypatch):
-    """The user's folder of calibrations, empty; nothing ships."""
-    monkeypatch.setenv("TAPVIDEO_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(finding, "SHIPPED", tmp_path / "shipped")
-    return tmp_path / "home" / "calibrations"
-
-
-@pytest.fixture
-def asked(random_overrides):
-    """Compose `conf/calibrate.yaml` for the random pipeline, as the command line does."""
-
-    def compose_config(*overrides):
-        with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
-            return from_hydra(CalibrateConfig, compose("calibrate", [*random_overrides, *SMALL, *overrides]))
-
-    return compose_config
 
 
 def noise(*shape, seed=0):
@@ -113,58 +88,6 @@ def test_branches_that_are_mixed_otherwise_are_kept_apart():
     expected = gram.clone()
     expected[:3, 3:] = expected[3:, :3] = 0
     assert torch.equal(apart(gram, ("one", "other")), expected)
-
-
-def test_between_probes_is_a_straight_line_of_logarithms():
-    found = _between([2, 4, 8], [0.0, 2.0, 1.0], 10).log()
-    expected = torch.tensor([0, 0, 0, 1, 2, 1.75, 1.5, 1.25, 1, 1], dtype=torch.float64)
-    torch.testing.assert_close(found, expected)
-    assert _between([3], [1.0], 5).tolist() == pytest.approx([math.e] * 5)
-
-
-def test_sensitivity_is_the_distance_over_the_error(pipe, asked, monkeypatch):
-    """Runs that end 7 errors away with one at the first probe, 2 at the second; two clips, each of its own Gram."""
-    made = made_up(steps=12)
-    clips = [Known(("a", s), made_up(steps=12, seed=s).gram, noise(1, 4)) for s in range(2)]
-    probes = [s for s, kind in enumerate(power_plan(12, count=3)) if kind is StepKind.FULL][1:]
-
-    def error(known, step):
-        anchors = torch.tensor([[s for s in (step - 1, step - 2, step - 3) if s >= 0]])
-        found = fit(made.gram, made.mix, anchors, torch.tensor([step]))
-        wrong = errors(found, made.mix, anchors, torch.tensor([step]), 12)[0]
-        return math.sqrt(wrong @ known.gram @ wrong)
-
-    def distances(_pipe, _config, _made, known, full):
-        (step,) = set(range(12)) - set(full)
-        return [error(k, step) * (7 if step == probes[0] else 2) * f for k, f in zip(known, (0.5, 2.0), strict=True)]
-
-    monkeypatch.setattr(rehearsal, "_distances", distances)
-    found = measure_sensitivity(pipe, asked(), made, clips, 2, QUIET)
-    torch.testing.assert_close(found, _between(probes, [math.log(7), math.log(2)], 12))
-
-
-def test_a_rehearsal_keeps_what_comes_nearest(pipe, asked, monkeypatch):
-    made = made_up(steps=18)
-    tried = candidates(made, 9)
-    assert len(tried) == len(set(tried)) > 1
-    assert tuple(made.best_steps(9)) in tried
-    assert all(len(steps) == 9 and steps[0] == 0 for steps in tried)
-    clips = [Known(("a", 0), made.gram, noise(1, 4))]
-    monkeypatch.setattr(rehearsal, "candidates", lambda *_: tried)  # found once
-    for best in tried:
-
-        def distances(*given, blend, best=best):
-            assert blend == DEFAULT_BLEND  # what is rehearsed is what runs
-            return [0.1 if given[-1] == list(best) else 0.2]
-
-        monkeypatch.setattr(rehearsal, "_distances", distances)
-        found = rehearse(pipe, asked("steps=18"), made, clips, [2.0], QUIET)
-        assert found.best_steps(9) == list(best)
-        others = [count for count in range(19) if count != 9]
-        assert torch.equal(found.plans[others], made.plans[others])
-    assert rehearse(pipe, asked("steps=18"), made, [], [2.0], QUIET).best_steps(9) == made.best_steps(9)
-    least = made.full_steps[0]  # fewer cannot be had, and a row of their own would leave a hole
-    assert torch.equal(rehearse(pipe, asked("steps=18"), made, clips, [18 / (least - 1)], QUIET).plans, made.plans)
 
 
 def test_several_ranks_are_refused(asked, monkeypatch):
@@ -240,31 +163,6 @@ def test_guidance_counts_as_the_pipeline_mixes_it(asked):
     assert not run_kind(embedded).matches(made)
 
 
-def test_a_rehearsal_sets_offloading_up_again(asked, monkeypatch):
-    """Accelerate's hooks go over TAP's: those that `load_pipeline` has set up must go first."""
-    pipe = load_pipeline(asked())
-    events = []
-
-    def offload(**_):
-        pipe.transformer._hf_hook = object()
-        events.append("on")
-
-    def remove():
-        del pipe.transformer._hf_hook
-        events.append("off")
-
-    monkeypatch.setattr("tapvideo.pipeline.resolve_device", lambda _: torch.device("cpu"))
-    monkeypatch.setattr(pipe, "enable_model_cpu_offload", offload)
-    monkeypatch.setattr(pipe, "remove_all_hooks", remove)
-    offload()
-    made = made_up(steps=12)
-    final = sample(pipe, asked(), "a red circle", 3, lambda _: None).latents
-    clips = [Known(("a red circle", 3), made.gram, final)]
-    (moved,) = rehearsal._distances(pipe, asked("offload=model"), made, clips, list(range(11)))
-    assert moved > 0
-    assert events == ["on", "off", "on"]
-
-
 def test_a_calibration_from_end_to_end(asked, composed, random_overrides, own, monkeypatch):
     monkeypatch.setattr("diffusers.AutoencoderKLWan.decode", lambda *_, **__: pytest.fail("frames that nobody sees"))
     config = asked()
@@ -286,60 +184,3 @@ def test_a_calibration_from_end_to_end(asked, composed, random_overrides, own, m
     found = resolve(composed(*random_overrides, "tap=default", "steps=12"))
     assert found.tap.calibration == str(path)
     assert [s for s, kind in enumerate(plan_steps(found)) if kind is StepKind.FULL] == made.best_steps(5)
-
-
-def test_schedules_alone_can_be_rehearsed_again(asked, own, monkeypatch):
-    path = calibrate.run(asked())
-    first = load_calibration(path)
-    monkeypatch.setattr(calibrate, "measure_sensitivity", lambda *_: pytest.fail("measured again"))
-    tried = []
-    monkeypatch.setattr(rehearsal, "candidates", lambda *_: tried.append(1) or [(0, 1, 2, 5, 8, 11)])
-    again = load_calibration(calibrate.run(asked("rehearse=auto", "seeds=[4,5]", "rehearsal_clips=2")))
-    assert tried
-    assert again.best_steps(6) == [0, 1, 2, 5, 8, 11]
-    assert torch.equal(again.gram, first.gram)
-    assert torch.equal(again.sensitivity, first.sensitivity)
-    assert again.about["made"] == first.about["made"]
-    assert [seed for _, seed in again.about["rehearsed"]["clips"]] == [4, 5]
-    named = asked(f"rehearse={path}", "output=other.safetensors")
-    assert calibrate._before(named) is not None
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["rehearse=auto"], "rehearse='auto': there is no calibration for .*; allowed: null"),
-        (["rehearse=auto", "rehearsal_clips=0"], "rehearsal_clips=0, and rehearse='auto' does nothing else"),
-        (["rehearse=OTHER"], "rehearse='.*' is not for .*; allowed: a calibration of such runs, or auto"),
-        (["rehearse=/nowhere.safetensors"], "cannot be read"),
-    ],
-)
-def test_what_cannot_be_rehearsed_again(asked, own, tmp_path, overrides, message):
-    other = tmp_path / "other.safetensors"
-    made_up(steps=12).save(other)
-    with pytest.raises(ConfigError, match=message):
-        calibrate.run(asked(*(o.replace("OTHER", str(other)) for o in overrides)))
-
-
-def test_clips_of_a_rehearsal_are_spread_over_all_and_end_as_un_accelerated_ones_do(asked, own, monkeypatch):
-    calibrate.run(asked())
-    seen = []
-    monkeypatch.setattr(calibrate, "rehearse", lambda pipe, config, found, known, *_: seen.extend(known) or found)
-    calibrate.run(asked("rehearse=auto", "seeds=[4,5,6,7]", "rehearsal_clips=2"))
-    assert [known.clip[1] for known in seen] == [4, 6]
-    config = asked()
-    for known in seen:
-        final = sample(load_pipeline(config), config, *known.clip, lambda _: None, decode=False).latents
-        assert torch.equal(known.final, final.cpu())
-
-
-def test_a_rehearsal_tries_what_there_is_and_what_needs_no_calibration():
-    made = made_up(steps=18)
-    plans = made.plans.clone()
-    odd = [0, 1, 2, 3, 4, 5, 6, 7, 17]
-    plans[9] = False
-    plans[9, odd] = True
-    tried = candidates(replace(made, plans=plans), 9)
-    assert tried[0] == tuple(odd)
-    for plan in (spread_plan(18, count=9), power_plan(18, count=9), power_plan(18, count=9, power=1.9)):
-        assert tuple(i for i, kind in enumerate(plan) if kind is StepKind.FULL) in tried
