@@ -15,13 +15,14 @@ from tapvideo.batch.config import BatchConfig
 from tapvideo.batch.run import run
 from tapvideo.batch.shard import Outcome
 from tapvideo.batch.store import ShardLocked
-from tapvideo.cli.generate import EXIT_CONFIG, EXIT_INTERRUPT, EXIT_RUN, quote_text
+from tapvideo.cli.entry import EXIT_CONFIG, EXIT_RUN, complain, enter
+from tapvideo.cli.generate import quote_text
 from tapvideo.config import ConfigError, config_dir, from_hydra
-from tapvideo.console import rank
 from tapvideo.parallel.comm import PeerLost
 from tapvideo.parallel.launch import Hushed, RankFailed
 from tapvideo.sample import RunFailed
 
+_NAME = "tapvideo-batch"
 EXIT_STOPPED, EXIT_LOCKED = 3, 4
 EXITS = {Outcome.DONE: 0, Outcome.FAILED: EXIT_RUN, Outcome.STOPPED: EXIT_STOPPED}
 _FORESEEN = (ConfigError, PeerLost, RunFailed, ShardLocked)
@@ -49,14 +50,8 @@ def main() -> None:
     Exit codes: 0 all clips are there, 1 some failed, 2 config error, 3 told to stop (SIGUSR1, a stop file), 4 another
     process is at these clips, 130 Ctrl-C, 143 SIGTERM. After 1, 3, 130 and 143 the same command goes on.
     """
-    signal.signal(signal.SIGTERM, _terminate)
     sys.argv[1:] = [as_override(argument) for argument in sys.argv[1:]]
-    try:
-        _app()
-    except KeyboardInterrupt:
-        if rank() == 0:
-            _complain("interrupted; the same command goes on from here")
-        sys.exit(EXIT_INTERRUPT)
+    enter(_app, _NAME, then="; the same command goes on from here")
 
 
 def as_override(argument: str) -> str:
@@ -71,16 +66,16 @@ def _app(raw: DictConfig) -> None:
     asked = _Asked()
     asked.listen()
     try:
-        command = shlex.join(["tapvideo-batch", *HydraConfig.get().overrides.task])
+        command = shlex.join([_NAME, *HydraConfig.get().overrides.task])
         outcome = run(from_hydra(BatchConfig, raw), command=command, should_stop=asked)
     except _FORESEEN as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # before ranks have joined: one voice per machine
-            _complain(str(error))
+            complain(_NAME, str(error))
         sys.exit(_exit_code(error))
     except RankFailed as failed:
         if not isinstance(failed.error, _FORESEEN):
             traceback.print_exception(failed.error)
-        _complain(str(failed))
+        complain(_NAME, str(failed))
         sys.exit(_exit_code(failed.error))
     except Hushed:
         sys.exit(EXIT_RUN)
@@ -91,15 +86,6 @@ def _exit_code(error: Exception) -> int:
     if isinstance(error, ShardLocked):
         return EXIT_LOCKED
     return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_RUN
-
-
-def _complain(text: str) -> None:
-    print(f"tapvideo-batch: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
-
-
-def _terminate(signum: int, _frame: FrameType | None) -> None:
-    """As an exception, so that files half written are removed on the way out."""
-    sys.exit(128 + signum)
 
 
 if __name__ == "__main__":

@@ -3,36 +3,28 @@
 import os
 import re
 import shlex
-import signal
 import sys
 import traceback
-from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from tapvideo.cli.entry import EXIT_CONFIG, EXIT_RUN, complain, enter
 from tapvideo.config import ConfigError, GenerateConfig, config_dir
-from tapvideo.console import rank
 from tapvideo.generate import run
 from tapvideo.parallel.comm import PeerLost
 from tapvideo.parallel.launch import Hushed, RankFailed
 from tapvideo.sample import RunFailed
 
+_NAME = "tapvideo-generate"
 _TEXT_KEYS = ("prompt", "negative_prompt")
-EXIT_RUN, EXIT_CONFIG, EXIT_INTERRUPT = 1, 2, 128 + signal.SIGINT
 
 
 def main() -> None:
     """Generate videos; 2 is the exit code for a config error, 130 for Ctrl-C and 143 for SIGTERM."""
-    signal.signal(signal.SIGTERM, _terminate)
     sys.argv[1:] = [quote_text(argument) for argument in sys.argv[1:]]
-    try:
-        _app()
-    except KeyboardInterrupt:
-        if rank() == 0:
-            _complain("interrupted")
-        sys.exit(EXIT_INTERRUPT)
+    enter(_app, _NAME)
 
 
 def quote_text(argument: str) -> str:
@@ -54,15 +46,15 @@ def quote_text(argument: str) -> str:
 def _app(raw: DictConfig) -> None:
     try:
         overrides = HydraConfig.get().overrides.task
-        run(GenerateConfig.from_hydra(raw), command=shlex.join(["tapvideo-generate", *overrides]))
+        run(GenerateConfig.from_hydra(raw), command=shlex.join([_NAME, *overrides]))
     except (ConfigError, PeerLost, RunFailed) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # before ranks have joined: one voice per machine
-            _complain(str(error))
+            complain(_NAME, str(error))
         sys.exit(exit_code(error))
     except RankFailed as failed:
         if not isinstance(failed.error, ConfigError | RunFailed | PeerLost):
             traceback.print_exception(failed.error)  # not foreseen: whoever mends it wants to know where
-        _complain(str(failed))
+        complain(_NAME, str(failed))
         sys.exit(exit_code(failed.error))
     except Hushed:
         sys.exit(EXIT_RUN)
@@ -71,16 +63,6 @@ def _app(raw: DictConfig) -> None:
 def exit_code(error: Exception) -> int:
     """2 for what is wrong with the configuration, 1 for what went wrong in the run."""
     return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_RUN
-
-
-def _complain(text: str) -> None:
-    """In one line."""
-    print(f"tapvideo-generate: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
-
-
-def _terminate(signum: int, _frame: FrameType | None) -> None:
-    """As an exception, so that files half written are removed on the way out."""
-    sys.exit(128 + signum)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,24 @@
 """`eval/vbench.py`: Hydra config in, exit code out."""
 
 import shlex
-import signal
 import sys
-from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from tapvideo.cli.entry import EXIT_CONFIG, EXIT_RUN, complain, enter
 from tapvideo.config import ConfigError, config_dir, from_hydra
 from tapvideo.sample import RunFailed
 from tapvideo.vbench.config import VBenchConfig
 from tapvideo.vbench.stage import run_vbench, weights_text
 
-EXIT_RUN, EXIT_CONFIG, EXIT_INTERRUPT = 1, 2, 128 + signal.SIGINT
+_NAME = "vbench"
 
 
 def main() -> None:
     """Score videos; 1 where one has no score, 2 for a config error, 130 for Ctrl-C and 143 for SIGTERM."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        _app()
-    except KeyboardInterrupt:
-        _complain("interrupted; the same command goes on from here")
-        sys.exit(EXIT_INTERRUPT)
+    enter(_app, _NAME, then="; the same command goes on from here")
 
 
 # An absolute folder: Hydra would look for a relative one beside the script that was started.
@@ -39,23 +33,14 @@ def _app(raw: DictConfig) -> None:
             sys.exit(0 if complete else EXIT_RUN)
         results = run_vbench(config, command=shlex.join(["python", "eval/vbench.py", *chosen]))
     except ConfigError as error:
-        _complain(str(error))
+        complain(_NAME, str(error))
         sys.exit(EXIT_CONFIG)
     except (RunFailed, OSError) as error:
-        _complain(str(error))
+        complain(_NAME, str(error))
         sys.exit(EXIT_RUN)
     if results is not None and results.problems:
-        _complain(f"{len(results.problems)} scores are missing; the same command tries them again")
+        complain(_NAME, f"{len(results.problems)} scores are missing; the same command tries them again")
         sys.exit(EXIT_RUN)
-
-
-def _complain(text: str) -> None:
-    print(f"vbench: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
-
-
-def _terminate(signum: int, _frame: FrameType | None) -> None:
-    """As an exception, so that VBench's process ends too."""
-    sys.exit(128 + signum)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,9 @@ def test_a_rank_that_is_killed_ends_the_run(overrides, tmp_path):
     code, out, err = finish(process)
     assert code != 0
     assert time.monotonic() - killed < 60
-    assert err.count("another rank of this run does not answer") == 1
-    assert "tapvideo-generate: rank 0" in err
+    # whichever comes first: a collective that fails, or torchrun's signal to the rank that is left
+    lost = "tapvideo-generate: rank 0: another rank of this run does not answer"
+    assert lost in err or "tapvideo-generate: told to stop (SIGTERM, as torchrun does" in err
     assert not list(tmp_path.rglob("*.mp4*"))
     assert "report.html" not in out
 
@@ -121,6 +122,7 @@ def test_sigterm_ends_all_ranks(overrides, tmp_path):
     process = torchrun(2, [*(o for o in overrides if not o.startswith("steps")), "steps=2000"])
     wait_for_rank(process, 0)
     process.send_signal(signal.SIGTERM)
-    code, _, _ = finish(process, timeout=60)
+    code, _, err = finish(process, timeout=60)
     assert code != 0
+    assert "tapvideo-generate: " in err
     assert not list(tmp_path.rglob("*.mp4*"))

@@ -275,6 +275,7 @@ def test_signals_leave_no_half_file(random_overrides, tmp_path, number, code):
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err.decode()
     assert b"Traceback" not in err
+    assert err.count(b"tapvideo-generate: ") == 1
     found = [p for p in files(tmp_path) if "outputs" in p]
     assert [Path(p).name for p in found] == ["video.mp4", "run.json"]
     assert video_info(next(tmp_path.rglob("video.mp4"))).frames == 5

@@ -1,0 +1,63 @@
+"""The common frame of the commands: what ends them, with which code and which one line."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+from tapvideo.cli.entry import complain, enter
+
+
+@pytest.fixture(autouse=True)
+def handler():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def terminated():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("ranks", "told"), [("1", "(SIGTERM); again"), ("2", "ended: see its report); again")])
+def test_sigterm_is_told_with_what_may_have_sent_it(monkeypatch, capsys, ranks, told):
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    with pytest.raises(SystemExit) as end:
+        enter(terminated, "name", then="; again")
+    assert end.value.code == 143
+    err = capsys.readouterr().err
+    assert err.startswith("name: told to stop (SIGTERM")
+    assert err.endswith(f"{told}\n")
+
+
+@pytest.mark.parametrize("app", [terminated, interrupted])
+def test_one_rank_speaks_for_all(monkeypatch, capsys, app):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        enter(app, "name")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_interrupted_is_told(capsys):
+    with pytest.raises(SystemExit) as end:
+        enter(interrupted, "name", then="; again")
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "name: interrupted; again\n"
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, None])
+def test_an_exit_of_the_command_is_its_own(capsys, code):
+    with pytest.raises(SystemExit) as end:
+        enter(lambda: sys.exit(code), "name")
+    assert end.value.code == code
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_complaint_is_one_line(capsys):
+    complain("name", "first\nsecond")
+    assert capsys.readouterr().err == "name: first second\n"
