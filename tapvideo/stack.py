@@ -141,12 +141,25 @@ class TapStack(nn.Module):
             if record.shares is not None:
                 record.shares = self.shard.comm.mean(record.shares, weight, what="trace")
 
+    def runs_no_block(self, batch: int) -> bool:
+        """Whether the coming forward of so many sequences is a forecast in which no block has a part."""
+        if self.call is None or self._depth or self.config.recompute.budget:
+            return False
+        context, state = self.call
+        expected = (batch, len(self.shard.positions))
+        is_known = bool(state.residuals) and state.residuals[0].shape[:2] == expected
+        return is_known and self._due(context, state) is StepKind.FORECAST
+
     def _kind(self, hidden: Tensor, context: StepContext, state: BranchState) -> StepKind:
-        """The plan's, but full where there is nothing to forecast from, or an expert that began in mid-run warms up."""
+        """What is due; anchors of sequences of another shape are dropped first."""
         if state.residuals and state.residuals[0].shape != hidden.shape:
             state.reset()
         if state.num_calls == 0:
             state.first_step = context.step
+        return self._due(context, state)
+
+    def _due(self, context: StepContext, state: BranchState) -> StepKind:
+        """The plan's, but full where there is nothing to forecast from, or an expert that began in mid-run warms up."""
         warms_up = state.first_step > 0 and state.num_calls < self.config.schedule.warmup
         if warms_up or not state.residuals:
             return StepKind.FULL

@@ -44,6 +44,14 @@ class ModelAdapter(StreamAdapter, Protocol):
 
 
 @runtime_checkable
+class ProjectsText(Protocol):
+    """An adapter of a transformer whose text goes through a module of its own, and then to blocks alone."""
+
+    text_projection: str
+    """Where in the transformer this module is."""
+
+
+@runtime_checkable
 class SeesCalls(Protocol):
     """An adapter of blocks that are not all called alike: `TapStack` gets the arguments of the first one alone."""
 

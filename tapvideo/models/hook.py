@@ -4,6 +4,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from tapvideo.config import TapConfig
 from tapvideo.history import BranchState, StepContext
 from tapvideo.models import adapter_for
-from tapvideo.models.base import Call, ModelAdapter, SeesCalls
+from tapvideo.models.base import Call, ProjectsText, SeesCalls
 from tapvideo.models.branches import GUIDER_NAMES, TextBranches
 from tapvideo.models.calls import given_tokens, largest_timestep, refuse_disk_offload
 from tapvideo.models.clock import RunClock
+from tapvideo.models.processors import Processors
+from tapvideo.models.unread import unread
 from tapvideo.parallel.attention import SequenceAttention, resolve
 from tapvideo.parallel.guidance import BRANCHES, GuidanceExchange
 from tapvideo.parallel.shard import TokenShard
@@ -76,36 +79,6 @@ class GatherHook(ModelHook):
         return output if self.stack.gathers else self.stack.shard.gather_tokens(output, what="output")
 
 
-class Processors:
-    """The self-attention processors of a transformer, and their stand-ins."""
-
-    def __init__(self, layers: list[Any], adapter: ModelAdapter, attention: SequenceAttention) -> None:
-        self.layers = layers
-        self.adapter = adapter
-        self.attention = attention
-        self._originals: list[Any] = []
-
-    def install(self) -> None:
-        """Put the stand-ins in.
-
-        Raises:
-            ValueError: if there are processors that nothing can stand in for.
-        """
-        originals = [layer.processor for layer in self.layers]
-        stand_ins = [self.adapter.processor(p, i, self.attention) for i, p in enumerate(originals)]
-        self._set(stand_ins)
-        self._originals = originals
-
-    def restore(self) -> None:
-        """Put back what was there."""
-        self._set(self._originals)
-        self._originals = []
-
-    def _set(self, processors: list[Any]) -> None:
-        for layer, processor in zip(self.layers, processors, strict=bool(processors)):
-            layer.set_processor(processor)
-
-
 class TapHook(ModelHook):
     """Root hook of a transformer: knows the step and the branch, swaps the blocks, leaves the rest to the model."""
 
@@ -138,6 +111,7 @@ class TapHook(ModelHook):
         self.texts = TextBranches()
         self._stand_ins = {first: StandIn(getattr(transformer, first), (self.stack,))}
         self._stand_ins |= {name: StandIn(getattr(transformer, name), ()) for name in others}
+        self._text = self.adapter.text_projection if isinstance(self.adapter, ProjectsText) else None
         self._signature = inspect.signature(type(transformer).forward)
         self._warned: set[str] = set()
 
@@ -153,11 +127,18 @@ class TapHook(ModelHook):
         # The head modulates every token by its own timestep where there is one each, so it needs them all.
         self.stack.gathers = isinstance(timestep, Tensor) and timestep.ndim > 1
         try:
-            if self.guidance.is_alone:
-                return self._forward(module, args, kwargs)
-            return self._one_branch(module, call, args, kwargs)
+            with self._without_text(module, call):
+                if self.guidance.is_alone:
+                    return self._forward(module, args, kwargs)
+                return self._one_branch(module, call, args, kwargs)
         finally:
             self.stack.call = None
+
+    def _without_text(self, module: nn.Module, call: Call) -> AbstractContextManager[None]:
+        """Where no block will read the text, it is not projected."""
+        if self._text is None or not self.stack.runs_no_block(len(call["hidden_states"])):
+            return nullcontext()
+        return unread(module, self._text, self.processors.layers[0].inner_dim)
 
     def _one_branch(self, module: nn.Module, call: Call, args: tuple, kwargs: dict[str, Any]) -> Any:
         """One guidance branch, here or on the ranks whose branch it is."""
