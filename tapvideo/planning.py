@@ -1,10 +1,13 @@
 """From a method's configuration to the kinds of all steps of a run, and to the calibration that it needs."""
 
+import logging
 from pathlib import Path
 
 from tapvideo.calibration import Calibration, load_calibration
-from tapvideo.config import ConfigError, TapConfig
-from tapvideo.schedule import Plan, explicit_plan, full_plan, interval_plan, spread_plan
+from tapvideo.config import ConfigError, ScheduleConfig, TapConfig
+from tapvideo.schedule import Plan, StepKind, explicit_plan, full_plan, interval_plan, spread_plan
+
+logger = logging.getLogger(__name__)
 
 
 def make_plan(config: TapConfig, num_steps: int) -> Plan:
@@ -24,6 +27,40 @@ def make_plan(config: TapConfig, num_steps: int) -> Plan:
         return explicit_plan(num_steps, steps=_calibrated_steps(config, num_steps))
     assert schedule.interval is not None
     return interval_plan(num_steps, interval=schedule.interval, warmup=schedule.warmup, last=schedule.last)
+
+
+def spread_over_experts(schedule: ScheduleConfig, num_steps: int, start: int) -> ScheduleConfig:
+    """A spread as explicit steps, so that a second expert's warm-up is among those that `speedup` allows.
+
+    Args:
+        schedule: of kind `spread`; any other is given back, as for a run that one expert makes.
+        num_steps: of the run.
+        start: the second expert's first step.
+    """
+    if schedule.kind != "spread" or num_steps < schedule.min_steps or not 0 < start < num_steps:
+        return schedule
+    most, steps = schedule.count(num_steps), []
+    for count in range(most, 0, -1):
+        plan = spread_plan(num_steps, count=count)
+        warm = range(start, start + schedule.warmup)
+        steps = [step for step, kind in enumerate(plan) if kind is StepKind.FULL or step in warm]
+        if len(steps) <= most:
+            _halve_gaps(steps, most, num_steps)
+            break
+    else:
+        message = "tapvideo: schedule.speedup=%g allows %d full steps of %d, and two experts warm up on %d"
+        logger.warning(message, schedule.speedup, most, num_steps, len(steps))
+    return ScheduleConfig(
+        kind="explicit", steps=steps, warmup=schedule.warmup, last=schedule.last, min_steps=schedule.min_steps
+    )
+
+
+def _halve_gaps(steps: list[int], count: int, num_steps: int) -> None:
+    """The widest first, until there are so many steps."""
+    while len(steps) < count:
+        ends = [*steps[1:], num_steps]
+        index = max(range(len(steps)), key=lambda i: ends[i] - steps[i])
+        steps.insert(index + 1, (steps[index] + ends[index]) // 2)
 
 
 def read_calibration(config: TapConfig) -> Calibration | None:

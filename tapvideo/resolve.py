@@ -9,8 +9,8 @@ from tapvideo.calibration import load_calibration
 from tapvideo.calibration.find import RunKind, find_calibration
 from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ScheduleConfig, TapConfig
 from tapvideo.lora import lora_digests
-from tapvideo.planning import check_steps
-from tapvideo.schedulers import make_scheduler
+from tapvideo.planning import check_steps, spread_over_experts
+from tapvideo.schedulers import experts, make_scheduler, second_expert
 from tapvideo.weights import ASSETS
 
 logger = logging.getLogger(__name__)
@@ -38,9 +38,20 @@ def run_kind(config: GenerateConfig) -> RunKind:
 def resolve(config: Config) -> Config:
     """The config with the calibration that fits it, or with the method that needs none where there is no such file.
 
+    Two experts' spread is resolved to steps, too: which they are depends on where the second one takes over.
+
     Raises:
-        ConfigError: if `tap.calibration` names a file that is none, or is for other steps; or if two experts need one.
+        ConfigError: if `tap.calibration` names a file that is none, or is for other steps; or if two experts need one;
+            or if the noise levels of two experts' steps follow from weights that are not at hand.
     """
+    config = _with_calibration(config)
+    if config.model.boundary is None:
+        return config
+    start = experts(config)["transformer_2"].start
+    return replace(config, schedule=spread_over_experts(config.schedule, config.steps, start))
+
+
+def _with_calibration(config: Config) -> Config:
     tap = config.tap_config
     if not tap.needs_calibration:
         return config
@@ -85,7 +96,9 @@ def default_config(
         named = f"builtin:{Path(named).name}"
     found = find_calibration(_kind(pipe.scheduler, named, steps, guidance))
     if found is None or getattr(pipe, "transformer_2", None) is not None:
-        return TapConfig(name=_without_name("default"), schedule=ScheduleConfig(kind="spread", speedup=speedup))
+        spread = ScheduleConfig(kind="spread", speedup=speedup)
+        spread = spread_over_experts(spread, steps, second_expert(pipe, steps))
+        return TapConfig(name=_without_name("default"), schedule=spread)
     schedule = ScheduleConfig(kind="calibrated", speedup=speedup)
     return TapConfig(name="default", blend=DEFAULT_BLEND, calibration=str(found), schedule=schedule)
 

@@ -15,7 +15,7 @@ from tapvideo.planning import make_plan
 from tapvideo.resolve import resolve, run_kind
 from tapvideo.run_folder import run_folder
 from tapvideo.schedule import StepKind, spread_plan
-from tapvideo.schedulers import plan_steps
+from tapvideo.schedulers import experts, plan_steps, second_expert
 
 STEPS = 14
 
@@ -135,7 +135,11 @@ def test_two_experts_go_by_what_needs_no_calibration(composed, random_overrides,
     config = composed(*random_overrides, "tap=default", "model.boundary=0.9")
     with caplog.at_level(logging.WARNING):
         found = resolve(config)
-    assert (found.tap.family, found.schedule.kind) == ("taylor", "spread")
+    assert (found.tap.family, found.schedule.kind) == ("taylor", "explicit")
+    start = experts(found)["transformer_2"].start
+    assert 0 < start < STEPS
+    assert count(plan_steps(found)) == round(STEPS / 2.5)  # with the second one's warm-up
+    assert resolve(found) == found
     assert "because it has two experts" in caplog.text
     named = replace(config, tap=replace(config.tap, calibration=str(tmp_path / "one.safetensors")))
     refused = r"tap.calibration='.*' cannot be used: it has two experts; allowed: tap=paper schedule=spread"
@@ -191,3 +195,16 @@ def test_the_python_api_knows_two_experts(wan, own):
     named = TapConfig(family="calibrated", calibration=str(own / "mine.safetensors"))
     with pytest.raises(ConfigError, match=r"mine\.safetensors' is of one transformer, .* two experts"):
         enable_tap(pipe, named)
+
+
+def test_the_python_api_keeps_to_the_speedup_of_two_experts(wan, own):
+    pipe = wan.random_pipeline(num_layers=1)
+    pipe.register_modules(transformer_2=wan.random_transformer(num_layers=1))
+    pipe.register_to_config(boundary_ratio=0.9)
+    start = second_expert(pipe, 20)
+    assert 0 < start < 17
+    tap = enable_tap(pipe, default_config(pipe, steps=20, guidance=5.0))
+    wan.denoise(pipe, steps=20)
+    full = tap.summary().full_steps
+    assert len(full) == 8
+    assert {start, start + 1, start + 2} < set(full)

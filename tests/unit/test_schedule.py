@@ -1,11 +1,12 @@
 """Plans."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from tapvideo.config import ConfigError, ScheduleConfig, TapConfig
-from tapvideo.planning import make_plan
+from tapvideo.planning import make_plan, spread_over_experts
 from tapvideo.schedule import StepKind, explicit_plan, interval_plan, power_plan, spread_plan, strip
 
 
@@ -131,3 +132,40 @@ def test_other_schedules_take_no_speedup(kind):
 def test_power_one_is_even():
     plan = power_plan(20, count=5, power=1.0)
     assert [i for i, kind in enumerate(plan) if kind is StepKind.FULL] == [0, 4, 8, 12, 16]
+
+
+SPREAD = ScheduleConfig(kind="spread", speedup=2.5, interval=None)
+
+
+@pytest.mark.parametrize("num_steps", [12, 20, 40, 50])
+@pytest.mark.parametrize("speedup", [1.0, 1.3, 2.0, 2.5, 3.5])
+@pytest.mark.parametrize("share", [0.3, 0.65, 0.9])
+def test_two_experts_have_the_full_steps_that_their_speedup_allows(num_steps, speedup, share, caplog):
+    """The second one's warm-up is among them, and none is there twice."""
+    start, schedule = int(num_steps * share), replace(SPREAD, speedup=speedup)
+    found = spread_over_experts(schedule, num_steps, start)
+    least = len({0, *range(start, min(start + 3, num_steps))})
+    assert found.steps == sorted(set(found.steps))
+    assert set(range(start, min(start + 3, num_steps))) <= set(found.steps) <= set(range(num_steps))
+    assert len(found.steps) == max(schedule.count(num_steps), least)
+    assert bool(caplog.messages) == (schedule.count(num_steps) < least)
+    assert spread_over_experts(found, num_steps, start) == found
+
+
+def test_a_speedup_that_two_experts_cannot_reach_is_told(caplog):
+    found = spread_over_experts(replace(SPREAD, speedup=5, warmup=2), 12, 8)
+    assert found.steps == [0, 8, 9]
+    assert "schedule.speedup=5 allows 2 full steps of 12, and two experts warm up on 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("schedule", "num_steps", "start"),
+    [
+        (ScheduleConfig(), 50, 20),
+        (SPREAD, 50, 0),
+        (SPREAD, 50, 50),
+        (SPREAD, 8, 4),  # is not accelerated
+    ],
+)
+def test_a_schedule_that_two_experts_do_not_share_is_left_alone(schedule, num_steps, start):
+    assert spread_over_experts(schedule, num_steps, start) is schedule
