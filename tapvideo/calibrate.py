@@ -1,6 +1,7 @@
 """A calibration made: un-accelerated clips watched, and how far an error at each step moves what comes out."""
 
 import hashlib
+import itertools
 import os
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
@@ -46,7 +47,7 @@ class CalibrateConfig(GenerateConfig):
     speedups: list[float] = field(default_factory=lambda: [2.0, 2.5, 3.5, 5.0])
     """Those whose schedules are rehearsed: of a few that suggest themselves, the one that comes nearest is kept."""
     rehearsal_clips: int = 2
-    """Clips on which that is done."""
+    """Clips on which that is done: of the same prompts, with seeds that the weights were not fitted to."""
     rehearse: str | None = None
     """A calibration of such runs, or `auto` for the one that fits: only its schedules are rehearsed anew, for other
     `speedups` or on more clips."""
@@ -192,14 +193,33 @@ def _again(
     before: Calibration,
 ) -> Calibration:
     """The same calibration with schedules that were rehearsed once more."""
-    known = []
-    for number, clip in enumerate(chosen := _some(clips, config.rehearsal_clips), start=1):
-        console.say(f"[{number}/{len(chosen)}] {clip[0]}, seed {clip[1]}")
-        final = sample(pipe, config, *clip, lambda step: None, decode=False).latents.cpu()
-        known.append(Known(clip, before.gram, final))
+    watched_clips = [(prompt, seed) for prompt, seed in before.about.get("made", {}).get("clips", [])]
+    chosen = unseen(_some(clips, config.rehearsal_clips), watched_clips)
     again = {"command": command, "clips": chosen, "speedups": config.speedups, "versions": package_versions()}
-    about = {**before.about, "rehearsed": again}
-    return rehearse(pipe, config, replace(before, about=about), known, config.speedups, console)
+    found = replace(before, about={**before.about, "rehearsed": again})
+    return _rehearse(pipe, config, found, chosen, console)
+
+
+def _rehearse(
+    pipe: Pipeline, config: CalibrateConfig, found: Calibration, clips: list[tuple[str, int]], console: Console
+) -> Calibration:
+    """The calibration with the schedules that come nearest on these clips."""
+    known = []
+    for number, clip in enumerate(clips, start=1):
+        console.say(f"[rehearsal {number}/{len(clips)}] {clip[0]}, seed {clip[1]}")
+        final = sample(pipe, config, *clip, lambda step: None, decode=False).latents.cpu()
+        known.append(Known(clip, found.gram, final))
+    return rehearse(pipe, config, found, known, config.speedups, console)
+
+
+def unseen(clips: list[tuple[str, int]], seen: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Clips, those that were seen with later seeds: weights flatter schedules on the clips that they were fitted to."""
+    taken, found = set(seen), []
+    for prompt, asked in clips:
+        seed = next(seed for seed in itertools.count(asked) if (prompt, seed) not in taken)
+        taken.add((prompt, seed))
+        found.append((prompt, seed))
+    return found
 
 
 def _measure(
@@ -210,12 +230,14 @@ def _measure(
     grams, finals, branches = _watch(pipe, config, clips, console)
     gram, mix = apart(torch.stack(grams).mean(0), branches), mixture(branches, kind.scale)
     flat = torch.ones(config.steps, dtype=torch.float64)
-    about = {**asdict(kind), "name": config.model.name, "made": _made_from(config, clips, command)}
+    rehearsed = unseen(_some(clips, config.rehearsal_clips), clips)
+    made = {**_made_from(config, clips, command), "rehearsed": rehearsed}
+    about = {**asdict(kind), "name": config.model.name, "made": made}
     known = [Known(*parts) for parts in zip(clips, (apart(g, branches) for g in grams), finals, strict=True)]
     first = calibrate(branches, gram, mix, flat, about)
     sensitivity = measure_sensitivity(pipe, config, first, _some(known, config.probe_clips), config.probes, console)
     found = calibrate(branches, gram, mix, sensitivity, about)
-    return rehearse(pipe, config, found, _some(known, config.rehearsal_clips), config.speedups, console)
+    return _rehearse(pipe, config, found, rehearsed, console)
 
 
 def _some(known: list[T], count: int) -> list[T]:

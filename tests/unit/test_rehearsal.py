@@ -147,6 +147,21 @@ def test_clips_of_a_rehearsal_are_spread_over_all_and_end_as_un_accelerated_ones
         assert torch.equal(known.final, final.cpu())
 
 
+def test_no_clip_of_a_rehearsal_is_one_that_weights_were_fitted_to(asked, own, monkeypatch):
+    seen = []
+    monkeypatch.setattr(calibrate, "rehearse", lambda pipe, config, found, known, *_: seen.append(known) or found)
+    path = calibrate.run(asked("seeds=[3,4]", "rehearsal_clips=2"))
+    assert [known.clip[1] for known in seen[0]] == [5, 6]
+    made = load_calibration(path).about["made"]
+    assert [[seed for _, seed in made[key]] for key in ("clips", "rehearsed")] == [[3, 4], [5, 6]]
+    calibrate.run(asked("rehearse=auto", "seeds=[4,9]", "rehearsal_clips=2"))
+    assert [known.clip[1] for known in seen[1]] == [5, 9]
+
+
+def test_another_prompt_may_have_the_seed_that_one_has_seen():
+    assert calibrate.unseen([("a", 1), ("b", 1), ("a", 2)], [("a", 1)]) == [("a", 2), ("b", 1), ("a", 3)]
+
+
 def test_a_rehearsal_tries_what_there_is_and_what_needs_no_calibration():
     made = made_up(steps=18)
     plans = made.plans.clone()
