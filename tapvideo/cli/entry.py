@@ -1,10 +1,16 @@
 """What the commands that Hydra configures do alike: exit codes, one line of complaint, an end by signals."""
 
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from tapvideo.cli.explain import explain
 from tapvideo.console import rank
 from tapvideo.parallel.launch import world_size
 
@@ -22,7 +28,12 @@ def enter(app: Callable[[], None], command: str, *, then: str = "") -> None:
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        with _hydra_raises():
+            app()
+    except (HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one voice per machine
+            complain(command, explain(error))
+        sys.exit(EXIT_CONFIG)
     except KeyboardInterrupt:
         if rank() == 0:
             complain(command, f"interrupted{then}")
@@ -33,6 +44,21 @@ def enter(app: Callable[[], None], command: str, *, then: str = "") -> None:
             others = ", as torchrun does where another rank has ended: see its report" if world_size() > 1 else ""
             complain(command, f"told to stop (SIGTERM{others}){then}")
         raise
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Otherwise it prints several lines of its own, and exits with 1."""
+    key = "HYDRA_FULL_ERROR"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(key)
+        else:
+            os.environ[key] = before
 
 
 def complain(command: str, text: str) -> None:

@@ -17,6 +17,7 @@ from tapvideo.batch.items import Item
 from tapvideo.batch.run import prepare
 from tapvideo.batch.submit import Command, check_array, job_name, make_command, score_commands, split_arguments
 from tapvideo.cli.batch import as_override
+from tapvideo.cli.explain import explain
 from tapvideo.config import Config, ConfigError, GenerateConfig, config_dir, from_hydra
 from tapvideo.generate import plan_steps
 from tapvideo.resolve import resolve
@@ -78,8 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check_queue(folder, again=asked.again)
             (folder / "logs").mkdir(parents=True, exist_ok=True)  # SLURM makes no folders for its logs
         _submit(commands, dry_run=asked.dry_run)
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+    except ConfigError as error:
         _fail(str(error), EXIT_CONFIG)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(explain(error), EXIT_CONFIG)
     except _Refused as error:
         _fail(str(error), error.code)
 

@@ -229,11 +229,26 @@ def test_config_errors_are_told_by_one_rank(command_line, monkeypatch):
     assert command_line("+stepz=3") == (2, "", "")
 
 
-def test_unknown_key_without_plus_is_an_error(command_line):
-    code, _, err = command_line("stepz=3")
-    assert code == 1
-    assert "stepz" in err
-    assert "Traceback" not in err
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("stepz=3", "stepz is no key; did you mean steps? --cfg job shows all"),
+        ("tap.choise=token", "tap.choise is no key; did you mean tap.choice"),
+        ("steps.deep=3", "steps.deep is no key; --cfg job shows all that are"),
+        ("parallel.foo=3", "parallel.foo is no key; did you mean parallel.attention or parallel.cfg or"),
+        ("tap=foo", "tap=foo is not there; allowed: calibrated, default, "),
+        ("steps=1,2", "Ambiguous value for argument 'steps=1,2'; 1. To use it as a list"),
+        ("+steps=3", "Could not append to config. An item is already at 'steps'. Either remove + prefix"),
+        ("steps", "Error parsing override 'steps'; missing EQUAL at '<EOF>'\n"),
+    ],
+)
+def test_what_hydra_refuses_is_one_line_and_exit_2(command_line, monkeypatch, override, told):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    code, out, err = command_line(override)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"tapvideo-generate: {told}")
+    assert err.count("\n") == 1
+    assert "HYDRA_FULL_ERROR" not in os.environ
 
 
 def test_failed_run_is_one_line_and_exit_1(command_line, random_overrides, monkeypatch):
