@@ -111,6 +111,8 @@ class TapHook(ModelHook):
         self.texts = TextBranches()
         self._stand_ins = {first: StandIn(getattr(transformer, first), (self.stack,))}
         self._stand_ins |= {name: StandIn(getattr(transformer, name), ()) for name in others}
+        # asked once: looking through a protocol takes as long as a small model's norm
+        self._sees = self.adapter if isinstance(self.adapter, SeesCalls) else None
         self._text = self.adapter.text_projection if isinstance(self.adapter, ProjectsText) else None
         self._signature = inspect.signature(type(transformer).forward)
         self._warned: set[str] = set()
@@ -119,8 +121,8 @@ class TapHook(ModelHook):
         """The model's own forward around `TapStack`; as if TAP were off where the pipeline does not say where it is."""
         call = self._signature.bind(module, *args, **kwargs).arguments
         timestep = call.get("timestep")
-        if isinstance(self.adapter, SeesCalls):
-            self.adapter.see(module, call)
+        if self._sees is not None:
+            self._sees.see(module, call)
         grid = self.adapter.token_grid(module, self.adapter.latent_size(call))
         self.stack.call = self._locate(call, grid)
         self.stack.shard.enter(grid, call["hidden_states"].device)
