@@ -10,7 +10,7 @@ from tapvideo.checks import ConfigError, at_least
 
 @dataclass(kw_only=True)
 class Architecture:
-    """A Wan transformer with its text encoder and VAE; by default Wan 2.1 14B."""
+    """A transformer of Wan's blocks with its encoders and VAE; by default Wan 2.1 14B."""
 
     layers: int = 40
     heads: int = 40
@@ -24,16 +24,25 @@ class Architecture:
     """Numbers a text token comes with."""
     freq_dim: int = 256
     """Numbers a timestep comes with."""
+    image_tokens: int = 0
+    """Of the pictures that blocks attend to beside the text; 0 where there are none, or they come in the channels."""
+    image_dim: int = 1280
+    """Numbers such a token comes with."""
+    experts: int = 1
+    """Transformers of these sizes, of which every step takes one."""
     vae_stride: list[int] = field(default_factory=lambda: [4, 8, 8])
     """Frames, rows and columns of a latent."""
     text_encoder_params: int = 0
+    """Also of the pictures' encoder."""
     vae_params: int = 0
 
     def __post_init__(self) -> None:
         """Check every value."""
         for key in ("layers", "heads", "head_dim", "ffn_dim", "in_channels", "out_channels", "text_dim", "freq_dim"):
             at_least(f"arch.{key}", getattr(self, key), 1)
-        for key in ("text_encoder_params", "vae_params"):
+        at_least("arch.image_dim", self.image_dim, 1)
+        at_least("arch.experts", self.experts, 1)
+        for key in ("image_tokens", "text_encoder_params", "vae_params"):
             at_least(f"arch.{key}", getattr(self, key), 0)
         for key in ("patch_size", "vae_stride"):
             sizes = getattr(self, key)
@@ -76,7 +85,7 @@ class Architecture:
         return latent_frames // patch[0], height // (stride[1] * patch[1]), width // (stride[2] * patch[2])
 
     def parameters(self) -> tuple[int, int]:
-        """Of the transformer: all, and those that diffusers keeps in fp32 (time embedding, norms, modulation)."""
+        """Of one transformer: all, and those that diffusers keeps in fp32 (time embedding, norms, modulation)."""
         d, f = self.dim, self.ffn_dim
         time = self.freq_dim * d + d + d * d + d
         text = self.text_dim * d + d + d * d + d
@@ -84,10 +93,15 @@ class Architecture:
         attention = 4 * (d * d + d) + 2 * d  # q, k, v, out, and the norms of q and k
         block = 2 * attention + 2 * d + 2 * d * f + f + d + 6 * d  # and cross-attention's norm, FFN, modulation
         exact = time + 2 * d + self.layers * (2 * d + 6 * d)
+        if self.image_tokens:  # k and v of their own in cross-attention, and an embedding between two norms
+            i = self.image_dim
+            block += 2 * (d * d + d) + d
+            outer += 2 * i + i * i + i + i * d + d + 2 * d
+            exact += 2 * i + 2 * d
         return outer + 2 * d + self.layers * block, exact
 
     def transformer_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the transformer's weights in a dtype, as diffusers loads them."""
+        """Bytes of one transformer's weights in a dtype, as diffusers loads them."""
         every, exact = self.parameters()
         return (every - exact) * dtype.itemsize + exact * torch.float32.itemsize
 
@@ -99,7 +113,8 @@ class Architecture:
         """Of patches, timesteps and text; every rank does it for all tokens."""
         d = self.dim
         time = timesteps * (self.freq_dim + d + 6 * d)
-        return 2 * d * (tokens * self.in_numbers + time + text * (self.text_dim + d))
+        image = self.image_tokens * self.image_dim * (self.image_dim + d)
+        return 2 * d * (tokens * self.in_numbers + time + text * (self.text_dim + d)) + 2 * image
 
     def head_flops(self, tokens: int) -> int:
         """Of the projection to latents."""
@@ -107,5 +122,5 @@ class Architecture:
 
     def block_flops(self, tokens: int, text: int) -> int:
         """Of one block for these tokens, but for self-attention's products with keys and values."""
-        d = self.dim
-        return 12 * tokens * d * d + 4 * text * d * d + 4 * tokens * text * d + 4 * tokens * d * self.ffn_dim
+        d, keys = self.dim, text + self.image_tokens
+        return 12 * tokens * d * d + 4 * keys * d * d + 4 * tokens * keys * d + 4 * tokens * d * self.ffn_dim

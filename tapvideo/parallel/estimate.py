@@ -174,8 +174,9 @@ def estimate(clip: Clip, config: TapConfig, plan: Plan, mesh: Mesh, attention: s
     if stale:
         steps["recompute"] = _step(branch, "forecast", Share.even(stale, mesh.sp), count, mesh, machine)
     keeping = count if StepKind.FORECAST in plan else 0  # nothing is kept where nobody will ask for it
+    experts = {"none": clip.arch.experts, "model": 1}.get(clip.offload, 0)
     room = Room(
-        clip.arch.transformer_bytes(clip.dtype) if clip.offload != "group" else 0,
+        experts * clip.arch.transformer_bytes(clip.dtype),
         clip.arch.pipeline_bytes(clip.dtype) if clip.offload == "none" else 0,
         keeping * branch.anchor_bytes(),
         keeping * branch.kept_kv_bytes(),

@@ -11,12 +11,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from tapvideo.checks import ConfigError, one_of
-from tapvideo.config import config_dir, from_hydra
+from tapvideo.config import GenerateConfig, TapConfig, config_dir, from_hydra
 from tapvideo.parallel.estimate import Clip, Mesh, estimate, scaling, without_recompute
 from tapvideo.parallel.plan_config import PlanConfig
 from tapvideo.parallel.plan_tables import Planned, as_json, as_markdown
 from tapvideo.parallel.topology import mesh_sizes
-from tapvideo.planning import make_plan
+from tapvideo.planning import make_plan, spread_over_experts
+from tapvideo.schedule import Plan
+from tapvideo.schedulers import experts, plan_steps
 
 GROUPS = ("model", "arch", "tap", "schedule", "parallel")
 PROGRAM = "python -m tapvideo.parallel.plan"
@@ -73,9 +75,7 @@ def make(config: PlanConfig) -> Planned:
         arch, grid, config.max_sequence_length, getattr(torch, config.dtype), 2 if config.guidance > 1 else 1,
         config.offload,
     )  # fmt: skip
-    if tap.schedule.kind == "calibrated" and tap.awaits_calibration:  # what it costs depends on how many are full
-        tap = replace(tap, schedule=replace(tap.schedule, kind="spread"))
-    plan = make_plan(tap, config.steps)
+    tap, plan = _plan_of(config, tap)
     mesh = Mesh(*mesh_sizes(config.parallel, config.world))
     attention = config.parallel.attention
     chosen = estimate(clip, tap, plan, mesh, attention, config.machine(gpus_per_node=config.gpus_per_node))
@@ -94,6 +94,21 @@ def make(config: PlanConfig) -> Planned:
     }
     one = estimate(clip, methods[0], plan, Mesh(1, 1, 1), "auto", config.machine(gpus_per_node=1))
     return Planned(config, clip, chosen, one.seconds_full, tables)
+
+
+def _plan_of(config: PlanConfig, tap: TapConfig) -> tuple[TapConfig, Plan]:
+    """The method as it runs, and the kinds of all steps."""
+    awaits = tap.schedule.kind == "calibrated" and (tap.awaits_calibration or config.model.boundary is not None)
+    if awaits:  # what it costs depends on how many are full
+        tap = replace(tap, schedule=replace(tap.schedule, kind="spread"))
+    if config.model.boundary is None:
+        return tap, make_plan(tap, config.steps)
+    model = config.model
+    run = GenerateConfig(
+        model=model, tap=config.tap, steps=config.steps, scheduler=model.scheduler, flow_shift=model.flow_shift
+    )
+    run = replace(run, schedule=spread_over_experts(tap.schedule, config.steps, experts(run)["transformer_2"].start))
+    return replace(tap, schedule=run.schedule), plan_steps(run)
 
 
 def _check_argument(argument: str) -> None:

@@ -72,7 +72,8 @@ def _heading(planned: Planned) -> str:
         f"# {config.model.name}, {config.num_frames} frames of {config.height} x {config.width}, "
         f"{config.world} rank{'s' if config.world > 1 else ''}",
         "",
-        f"* {grid} = {clip.tokens:,} tokens of {clip.arch.dim:,} numbers, {clip.arch.layers} layers, "
+        f"* {grid} = {clip.tokens:,} tokens of {clip.arch.dim:,} numbers, {clip.arch.layers} layers"
+        f"{f' of each of {clip.arch.experts} experts' if clip.arch.experts > 1 else ''}, "
         f"{clip.branches} guidance branch{'es' if clip.branches > 1 else ''}, {config.dtype}",
         f"* mesh (dp x cfg x sp) {chosen.mesh}" + (f"; full steps by {chosen.attention}" if chosen.mesh.sp > 1 else ""),
         f"* {len(chosen.plan)} steps, {full} of them full; recomputed on the others: "
@@ -109,7 +110,7 @@ def _room(planned: Planned) -> str:
     room = planned.chosen.room
     rows = [
         ["one rank keeps", "GiB"],
-        ["weights of the transformer", _gib(room.transformer)],
+        [f"weights of the transformer{'s' if planned.clip.arch.experts > 1 else ''}", _gib(room.transformer)],
         ["weights of text encoder and VAE", _gib(room.text_and_vae)],
         ["anchors", _gib(room.anchors)],
         ["keys and values" + (" (on the CPU)" if room.offloads and room.kept else ""), _gib(room.kept)],

@@ -1,22 +1,21 @@
-"""Plans without weights: sizes, operations and bytes against other ways to come by them, and what the command says."""
+"""Plans without weights: sizes, operations, bytes and memory against other ways to come by them."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from hydra import compose, initialize_config_dir
+from model_cases import CASES
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from tapvideo.config import TapConfig, config_dir
 from tapvideo.parallel import plan
 from tapvideo.parallel.arch import Architecture
 from tapvideo.parallel.cost import Branch, Method, Share
-from tapvideo.parallel.estimate import Machine, Mesh, estimate, method_of
 from tapvideo.parallel.ledger import Tally
-from tapvideo.parallel.plan_tables import as_json, as_markdown
-from tapvideo.schedule import StepKind, full_plan, interval_plan
+from tapvideo.parallel.plan_tables import as_markdown
 
 GIB = 2**30
 
@@ -36,6 +35,8 @@ def on_meta(arch):
             patch_size=tuple(arch.patch_size), num_attention_heads=arch.heads, attention_head_dim=arch.head_dim,
             in_channels=arch.in_channels, out_channels=arch.out_channels, text_dim=arch.text_dim,
             freq_dim=arch.freq_dim, ffn_dim=arch.ffn_dim, num_layers=arch.layers,
+            image_dim=arch.image_dim if arch.image_tokens else None,
+            added_kv_proj_dim=arch.dim if arch.image_tokens else None,
         )  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def test_sizes_of_wan_are_those_of_its_model_cards():
         assert (arch.patch_size, arch.vae_stride, arch.text_dim, arch.out_numbers) == ([1, 2, 2], [4, 8, 8], 4096, 64)
 
 
-@pytest.mark.parametrize("name", ["wan", "wan_14b", "wan_tiny"])
+@pytest.mark.parametrize("name", ["wan", "wan_14b", "wan_tiny", "wan_i2v", "wan22_i2v"])
 def test_parameters_are_those_of_the_model(name):
     """All of them, and those that diffusers keeps in fp32, by its own list."""
     arch = arch_of(name)
@@ -90,6 +91,19 @@ def test_tokens_of_wan():
     assert arch_of("wan_tiny").token_grid(height=64, width=64, num_frames=17) == (5, 8, 8)
 
 
+def test_pictures_take_their_encoder_and_more_of_every_block():
+    seen, in_channels = planned("model=wan_i2v").clip.arch, planned("model=wan22_i2v").clip.arch
+    vision = CLIPVisionConfig(
+        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16, patch_size=14
+    )  # as in CLIP ViT-H/14
+    with torch.device("meta"):
+        encoder = CLIPVisionModel(vision)
+    more = sum(parameter.numel() for parameter in encoder.parameters())
+    assert seen.text_encoder_params == arch_of("wan_14b").text_encoder_params + more
+    assert seen.image_tokens == (vision.image_size // vision.patch_size) ** 2 + 1
+    assert (in_channels.in_numbers, in_channels.image_tokens) == (144, 0)
+
+
 # -- operations
 
 
@@ -104,6 +118,24 @@ def test_operations_of_a_full_step_are_what_torch_counts(wan, batch):
     with counter:
         wan.random_transformer()(torch.randn(batch, 4, 3, 10, 14), torch.full((batch,), 900), torch.randn(batch, 6, 8))
     branch = Branch(arch=arch, method=Method(), tokens=Share((3 * 5 * 7,)), text=6, dtype=torch.float32, batch=batch)
+    assert counter.get_total_flops() == branch.flops("full")
+
+
+@torch.no_grad()
+def test_operations_count_the_tokens_of_a_picture():
+    case = next(case for case in CASES if case.name == "Wan 2.1 I2V")
+    model = case.transformer()
+    arch = Architecture(
+        layers=3, heads=4, head_dim=12, ffn_dim=32, in_channels=9, out_channels=4, text_dim=8, freq_dim=16,
+        image_tokens=5, image_dim=10,
+    )  # fmt: skip
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    counter = FlopCounterMode(display=False, custom_mapping={fused: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)})
+    inputs = case.inputs(model, case.noise(model), 900.0, "cond")
+    with counter:
+        model(**inputs)
+    tokens = math.prod(inputs["hidden_states"].shape[2:]) // 4
+    branch = Branch(arch=arch, method=Method(), tokens=Share((tokens,)), text=512, dtype=torch.float32)
     assert counter.get_total_flops() == branch.flops("full")
 
 
@@ -211,154 +243,3 @@ def test_what_does_not_fit_is_said_with_the_numbers():
     assert "Warning" not in as_markdown(few)
     assert "keys and values (on the CPU) | 115.4 |" in as_markdown(few)
     assert "weights and anchors take" in as_markdown(planned("world=1", "scaling=[1]", "gpu_gib=40"))
-
-
-# -- seconds
-
-MACHINE = Machine(tflops=500, memory=2500, nvlink=400, internode=40, latency=10, gpus_per_node=8)
-
-
-@pytest.mark.parametrize(
-    ("mesh", "gpus_per_node", "share", "halves"),
-    [
-        (Mesh(1, 1, 8), 8, 0, False),
-        (Mesh(1, 2, 8), 8, 0, True),
-        (Mesh(2, 2, 4), 8, 0, False),
-        (Mesh(1, 1, 16), 8, 8 / 15, False),
-        (Mesh(1, 1, 12), 8, 8 / 11, False),
-        (Mesh(1, 1, 1), 8, 0, False),
-    ],
-)
-def test_peers_on_other_nodes(mesh, gpus_per_node, share, halves):
-    """Of the rank that has most of them."""
-    assert mesh.far(gpus_per_node) == (pytest.approx(share), halves)
-
-
-def test_seconds_in_closed_form():
-    """Ten ranks on nodes of eight: the last two have one peer beside them and eight on the other node."""
-    clip = planned("world=8", "scaling=[1]").clip
-    clip = type(clip)(clip.arch, clip.grid, clip.text, clip.dtype, 1)
-    found = estimate(clip, TapConfig(), full_plan(50), Mesh(1, 1, 10), "auto", MACHINE).steps["full"]
-    bytes_ = 40 * 4 * 9 / 100 * 75600 * 5120 * 2 + 64 * 75600 * 9 / 10 * 2
-    near, far = bytes_ * 1 / 9, bytes_ * 8 / 9
-    assert found.received == pytest.approx(bytes_)
-    assert found.links == pytest.approx(near / 400e9 + far / 40e9 + 81 * 10e-6)
-    assert found.compute == found.flops / 500e12
-
-
-def test_a_run_is_the_sum_of_its_steps():
-    clip = planned("world=8", "scaling=[1]").clip
-    steps = interval_plan(50, interval=4, warmup=3, last=1)
-    found = estimate(clip, TapConfig(), steps, Mesh(1, 2, 4), "auto", MACHINE)
-    assert found.seconds == pytest.approx(15 * found.steps["full"].seconds + 35 * found.steps["forecast"].seconds)
-    assert found.seconds_full == pytest.approx(50 * found.steps["full"].seconds)
-    assert found.steps["full"].messages["full", "guidance"] == Tally(64 * 75600 * 2, 1)
-
-
-def test_candidates_are_counted_as_they_are_made():
-    """At four steps from the last full one: its reuse, and four distances of order 1 and of order 2."""
-    steps = interval_plan(50, interval=5, warmup=3, last=1)
-    assert method_of(TapConfig(), steps).candidates == 9
-    assert method_of(TapConfig(orders=[1], lookback=0.0), steps).candidates == 1
-
-
-# -- the command
-
-
-def test_scaling_takes_the_faster_mesh_and_counts_clips():
-    table = planned("world=8").tables
-    rows = {row.gpus: row for row in table["internode"]}
-    assert list(rows) == [1, 2, 4, 8, 16, 32, 64]
-    assert (rows[16].plain.mesh, rows[16].plain.attention) == (Mesh(1, 2, 8), "ulysses")
-    assert rows[32].plain.attention == "allgather_kv"  # 16 ranks do not divide 40 heads
-    assert rows[64].plain.seconds_full > table["nvlink"][-1].plain.seconds_full
-    twice = as_json(planned("world=8", "parallel.dp=2", "scaling=[1,2,4]"))
-    assert [row["gpus"] for row in twice["scaling"]["nvlink"]] == [2, 4]
-    assert twice["scaling"]["nvlink"][0]["unaccelerated"]["speedup"] == pytest.approx(2)
-
-
-def test_json_has_every_message_and_adds_up():
-    found = as_json(planned("model=wan", "world=12", "parallel.cfg=2", "tap.recompute.budget=0.25", "scaling=[1,2]"))
-    assert json.loads(json.dumps(found)) == found
-    steps = found["chosen"]["steps"]
-    assert {m["what"] for step in steps.values() for m in step["messages"]} == {
-        "attention",
-        "output",
-        "errors",
-        "guidance",
-    }
-    for step in steps.values():
-        assert step["bytes_received"] == sum(m["bytes"] for m in step["messages"])
-    assert found["chosen"]["recomputed_tokens"] == 32760 // 4
-
-
-def test_command_prints_markdown_or_json(capsys):
-    plan.main(["model=wan_tiny", "world=2", "scaling=[1,2]"])
-    assert capsys.readouterr().out.startswith("# wan_tiny, 17 frames of 64 x 64, 2 ranks\n")
-    plan.main(["model=wan_tiny", "world=2", "scaling=[1,2]", "--json"])
-    assert json.loads(capsys.readouterr().out)["tokens"] == 320
-    plan.main(["--help"])
-    assert "gpus_per_node" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ("foo", "'foo' is not key=value; allowed: e.g. model=wan_14b world=8"),
-        ("model=foo", "model='foo' is not known; allowed: "),
-        ("heigth=3", "heigth=3: there is no key 'heigth'; allowed: model, "),
-        ("tap.recompute.bugdet=1", "there is no key 'tap.recompute.bugdet'; allowed: tap.recompute.budget, "),
-        ("world.x=1", "there is no key 'world.x'; allowed: world"),
-        ("tap.recompute=1", "'tap.recompute' is a group of keys; allowed: tap.recompute.budget, "),
-        ("+world=1", "there is no key '+world'"),
-        ("world=[", "world=[ cannot be read; allowed: key=NUMBER"),
-        ("world=abc", "world: Value 'abc' of type 'str' could not be converted to Integer"),
-        ("world=0", "world=0 is too small; allowed: 1 or more"),
-        ("world=8 parallel.sp=3", "makes 3 ranks, and there are 8; allowed: a product of 8"),
-        ("height=100", "height=100 is not of whole tokens; allowed: multiples of 16"),
-        ("num_frames=80", "num_frames=80 is not of whole tokens; allowed: 1, 5, .."),
-        ("world=16 parallel.attention=ulysses", "16 ranks do not divide 40; allowed: 1, 2, 4, 5, 8, 10, 20, 40"),
-        ("guidance=1 parallel.cfg=2", "parallel.cfg=2 splits guidance, and there is none; allowed: 1"),
-        ("model=wan_tiny world=400", "parallel.sp=400 ranks cannot share 320 tokens; allowed: 1 to 320"),
-        ("tap.recompute.kv_layers=[40]", "tap.recompute.kv_layers=[40] of 40 blocks; allowed: 0 to 39"),
-        ("tap.probe=block_output tap.probe_depth=40", "tap.probe_depth=40 of 40 blocks; allowed: 1 to 39"),
-        ("schedule=explicit steps=20", "outside this run; allowed: 0 to 19"),
-        ("parallel.attention=usp parallel.groups=xfuser", "parallel.attention='usp' sends what we do not count"),
-        ("arch.patch_size=[1,2]", "arch.patch_size=[1, 2] is not a size; allowed: three integers from 1"),
-        ("efficiency=2", "efficiency=2.0 is a share; allowed: above 0, up to 1"),
-        ("gpu_gib=nan", "gpu_gib=nan is not positive and finite"),
-        ("scaling=[0]", "scaling=[0] is not a list of numbers of GPUs; allowed: integers from 1"),
-        ("format=xml", "format='xml' is not known; allowed: markdown, json"),
-    ],
-)
-def test_bad_input_is_one_line_with_key_value_and_what_is_allowed(capsys, arguments, said):
-    with pytest.raises(SystemExit) as stopped:
-        plan.main(arguments.split())
-    told = capsys.readouterr()
-    assert (stopped.value.code, told.out) == (2, "")
-    assert told.err.count("\n") == 1
-    assert said in told.err
-
-
-def test_calibrated_methods_are_planned_without_a_calibration():
-    """What a run costs depends on how many steps are full, and not on which; there is one candidate and no probe."""
-    found = planned("model=wan", "tap=default", "schedule.speedup=2.5", "steps=50")
-    assert found.chosen.plan.count(StepKind.FULL) == 20
-    simpler = planned("model=wan", "tap=reuse", "schedule=spread", "schedule.speedup=2.5", "tap.anchors=3", "steps=50")
-    assert found.chosen.seconds == pytest.approx(simpler.chosen.seconds, rel=1e-3)
-
-
-def test_a_model_of_unknown_sizes_is_refused(monkeypatch):
-    monkeypatch.setattr(plan, "_names", lambda group: ("wan", "other") if group == "model" else ("wan",))
-    with pytest.raises(ValueError, match="model=other: nothing is known of its sizes; allowed with it: arch=wan"):
-        plan.read(["model=other"])
-
-
-def test_config_file_has_the_keys_and_defaults_of_its_dataclass():
-    with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
-        raw = compose("plan")
-    assert set(raw) == set(plan.PlanConfig.__dataclass_fields__)
-    own, groups = plan.PlanConfig(), {*plan.GROUPS, "model"}
-    read = plan.read([])
-    assert all(getattr(read, key) == getattr(own, key) for key in raw if key not in groups)
-    assert set(raw.arch) == set(Architecture.__dataclass_fields__)
