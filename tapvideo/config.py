@@ -59,12 +59,12 @@ class ModelConfig:
         one_of("model.pipeline", self.pipeline, tuple(KINDS))
         if self.boundary is not None and not 0 < self.boundary < 1:
             raise ConfigError(f"model.boundary={self.boundary!r} is no share of the noise; allowed: between 0 and 1")
-        kept = (str, int, float, bool, type(None))
-        odd = next((key for key, value in self.call.items() if not isinstance(value, kept)), None)
-        if odd is not None:
-            raise ConfigError(
-                f"model.call.{odd}={self.call[odd]!r} is no plain value; allowed: numbers, texts, booleans"
-            )
+        for key, value in self.call.items():
+            plain = all(isinstance(part, str | int | float | None) for part in _parts(value))
+            if not plain:
+                raise ConfigError(
+                    f"model.call.{key}={value!r} is no plain value; allowed: numbers, texts, booleans, lists of them"
+                )
 
 
 @dataclass(kw_only=True)
@@ -164,6 +164,15 @@ class GenerateConfig:
         return (self.guidance if key == "guidance" else float(self.model.call.get(key, 1.0))) > 1
 
     @property
+    def branches(self) -> int:
+        """Passes through the transformer that a step is made of; two in one call count as two."""
+        call = self.model.call
+        perturbed = (
+            any((call.get(key) or 0) > least for key in (name, f"audio_{name}")) for name, least in self.kind.perturbed
+        )
+        return 1 + self.is_guided + sum(perturbed)
+
+    @property
     def tap_config(self) -> TapConfig:
         """The forecast and the schedule as one, for `enable_tap`."""
         values = {name: getattr(self.tap, name) for name in ForecastConfig.__dataclass_fields__}
@@ -203,6 +212,10 @@ def as_dict(config: Any) -> dict[str, Any]:
     plain = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items()}
+
+
+def _parts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _readable(error: OmegaConfBaseException) -> str:

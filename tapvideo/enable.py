@@ -133,8 +133,10 @@ def enable_tap(pipe_or_transformer: Any, config: TapConfig | None = None, topolo
             everything. All of them must make the same calls with the same arguments.
 
     Raises:
-        ValueError: if TAP is enabled already or the model is not supported.
+        ValueError: if TAP is enabled already, the model is not supported, or the config is none.
     """
+    if not isinstance(config, TapConfig | None):
+        raise ConfigError(f"config={config!r} is no TapConfig; allowed: TapConfig(...), or what default_config returns")
     modules = _transformers(pipe_or_transformer)
     pipeline = None if isinstance(pipe_or_transformer, nn.Module) else pipe_or_transformer
     return Tap(modules, config or TapConfig(), pipeline, topology or alone())

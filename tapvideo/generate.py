@@ -167,7 +167,7 @@ def check_memory(pipe: Pipeline, config: GenerateConfig, topology: Topology) -> 
         topology,
         latent_size=size,
         num_steps=config.steps,
-        branches=2 if config.is_guided else 1,
+        branches=config.branches,
     )
     check_room(kept, config.tap_config, resolve_device(config))
     return f"kept between steps, per rank: {kept}"

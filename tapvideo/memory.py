@@ -50,7 +50,7 @@ def kept_on_this_rank(
         topology: who shares the tokens and the branches.
         latent_size: frames, rows and columns of the latents.
         num_steps: of a run.
-        branches: 2 with guidance, else 1.
+        branches: passes of a step.
     """
     if StepKind.FORECAST not in make_plan(config, num_steps):
         return Kept(0, 0)

@@ -40,6 +40,8 @@ class PipelineKind:
     """What switches guidance on above 1: `guidance`, or the key of `model.call` where that one is an embedding."""
     guidance_argument: str | None = "guidance_scale"
     """What its call names `guidance`; None where a component of its own, the guider, is told."""
+    perturbed: tuple[tuple[str, float], ...] = ()
+    """Arguments of the call above whose values every step has one more branch, perturbed in some blocks."""
     pads_frames: bool = False
     """Whether latent frames that do not fill a patch are filled up, and dropped again."""
     packs: int = 1
@@ -105,7 +107,9 @@ KINDS = {
     "WanImageToVideoPipeline": replace(_WAN, needs_image=True, last_image=True),
     "LTXPipeline": _LTX,
     "LTXImageToVideoPipeline": replace(_LTX, needs_image=True),
-    "LTX2Pipeline": replace(_LTX, image_class="LTX2ImageToVideoPipeline"),
+    "LTX2Pipeline": replace(
+        _LTX, image_class="LTX2ImageToVideoPipeline", perturbed=(("stg_scale", 0), ("modality_scale", 1))
+    ),
     "HunyuanVideoPipeline": _HUNYUAN,
     "HunyuanVideoImageToVideoPipeline": replace(
         _HUNYUAN, image_class="HunyuanVideoImageToVideoPipeline", needs_image=True

@@ -8,6 +8,7 @@ from diffusers import FirstBlockCacheConfig
 from diffusers.hooks import HookRegistry
 
 from tapvideo import ScheduleConfig, TapConfig, disable_tap, enable_tap
+from tapvideo.config import ConfigError
 from tapvideo.models.hook import TapHook
 
 PRESETS = {
@@ -223,3 +224,11 @@ def test_probe_depth_of_all_blocks_is_refused(pipe):
     with pytest.raises(ValueError, match=r"tap\.probe_depth=3 of a model with 3 blocks; allowed: 1 to 2"):
         enable_tap(pipe, TapConfig(probe="block_output", probe_depth=3))
     enable_tap(pipe)  # nothing was left behind
+
+
+@pytest.mark.parametrize("config", [3, "default", {"orders": [1]}, TapConfig])
+def test_what_is_no_config_is_named(wan, config):
+    transformer = wan.random_transformer()
+    with pytest.raises(ConfigError, match=r"config=.* is no TapConfig; allowed: TapConfig\(\.\.\.\), or what"):
+        enable_tap(transformer, config)
+    enable_tap(transformer)  # nothing was left behind

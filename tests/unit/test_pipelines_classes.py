@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_named(model_config, picture, model, overrides, mes
         (["model=ltx", "last_image=x.png"], "last_image='x.png': a LTXPipeline knows no last frame"),
         (["model=wan", "model.pipeline=MyPipeline"], "model.pipeline='MyPipeline'"),
         (["model=wan22", "model.boundary=2"], "model.boundary=2"),
-        (["model=ltx", "model.call.decode_timestep=[1]"], "model.call.decode_timestep=.* no plain value"),
+        (["model=ltx", "model.call.decode_timestep={a: 1}"], "model.call.decode_timestep=.* no plain value"),
     ],
 )
 def test_configs_that_no_pipeline_takes(composed, overrides, message):
