@@ -19,7 +19,7 @@ from tapvideo.console import Console
 from tapvideo.models.watch import StackCall, watched
 from tapvideo.pipeline import Pipeline, hide_loading_bars, load_pipeline
 from tapvideo.record import package_versions
-from tapvideo.rehearsal import Known, measure_sensitivity, rehearse
+from tapvideo.rehearsal import Known, measure_sensitivity, rehearse, rehearsed_counts
 from tapvideo.resolve import run_kind
 from tapvideo.run_folder import read_prompts, slug
 from tapvideo.sample import sample
@@ -165,7 +165,9 @@ def run(config: CalibrateConfig, *, command: str = "") -> Path:
 def _amount(config: CalibrateConfig, clips: int) -> str:
     if config.rehearse is not None:
         return f"{min(clips, config.rehearsal_clips)} clips, on which schedules are rehearsed"
-    return f"{clips} clips, {min(clips, config.probe_clips)} of them {config.probes} times more"
+    rehearsed = min(clips, config.rehearsal_clips) if config.speedups else 0
+    told = f"{clips} clips, {min(clips, config.probe_clips)} of them {config.probes} times more"
+    return f"{told}; {rehearsed} others, on which schedules are rehearsed" if rehearsed else told
 
 
 def _before(config: CalibrateConfig) -> Calibration | None:
@@ -205,7 +207,7 @@ def _rehearse(
 ) -> Calibration:
     """The calibration with the schedules that come nearest on these clips."""
     known = []
-    for number, clip in enumerate(clips, start=1):
+    for number, clip in enumerate(clips if rehearsed_counts(config.steps, found, config.speedups) else [], start=1):
         console.say(f"[rehearsal {number}/{len(clips)}] {clip[0]}, seed {clip[1]}")
         final = sample(pipe, config, *clip, lambda step: None, decode=False).latents.cpu()
         known.append(Known(clip, found.gram, final))

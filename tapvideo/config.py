@@ -149,6 +149,10 @@ class GenerateConfig:
             raise ConfigError(f"num_frames={self.num_frames!r}: a {name} makes pictures; allowed: 1")
         if self.last_image is not None and not kind.last_image:
             raise ConfigError(f"last_image={self.last_image!r}: a {name} knows no last frame; allowed: null")
+        for key in ("audio_guidance_scale", *(sound + scale for scale, _ in kind.scales for sound in ("", "audio_"))):
+            value = self.model.call.get(key)
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise ConfigError(f"model.call.{key}={value!r} is no scale of guidance; allowed: a number, null")
 
     @property
     def kind(self) -> PipelineKind:
@@ -159,18 +163,21 @@ class GenerateConfig:
     def is_guided(self) -> bool:
         """Whether every step has a branch without the prompt."""
         key = self.kind.guidance
+        if float(self.model.call.get("audio_guidance_scale") or 0) > 1:  # LTX-2's sound has a scale of its own
+            return True
         if self.kind.guidance_argument is None:  # a guider leaves a branch out at 1 alone
             return not math.isclose(self.guidance, 1)
         return (self.guidance if key == "guidance" else float(self.model.call.get(key, 1.0))) > 1
 
     @property
     def branches(self) -> int:
-        """Passes through the transformer that a step is made of; two in one call count as two."""
-        call = self.model.call
-        perturbed = (
-            any((call.get(key) or 0) > least for key in (name, f"audio_{name}")) for name, least in self.kind.perturbed
-        )
-        return 1 + self.is_guided + sum(perturbed)
+        """Passes through the transformer that a step is made of, also where one call makes two of them."""
+        return 1 + self.is_guided + sum(self._exceeds(name, least) for name, least in self.kind.scales)
+
+    def _exceeds(self, name: str, least: float) -> bool:
+        """Whether a scale of the call, or the sound's, is above a value; None is the pipeline's own."""
+        keys = (name, f"audio_{name}")
+        return any((self.model.call.get(key) or 0) > least for key in keys)
 
     @property
     def tap_config(self) -> TapConfig:

@@ -50,10 +50,10 @@ def run(config: GenerateConfig, *, command: str = "") -> Path:
     """
     prompts = read_prompts(config)
     read_images(config)
+    console = Console(verbose=config.verbose)  # which hushes the other ranks
     config = resolve(config)
     plan = plan_steps(config)
     folder = run_folder(config, prompts)
-    console = Console(verbose=config.verbose)
     if config.dry_run:
         print_plan(config, plan)
         return folder

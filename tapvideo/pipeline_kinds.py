@@ -40,8 +40,9 @@ class PipelineKind:
     """What switches guidance on above 1: `guidance`, or the key of `model.call` where that one is an embedding."""
     guidance_argument: str | None = "guidance_scale"
     """What its call names `guidance`; None where a component of its own, the guider, is told."""
-    perturbed: tuple[tuple[str, float], ...] = ()
-    """Arguments of the call above whose values every step has one more branch, perturbed in some blocks."""
+    scales: tuple[tuple[str, float], ...] = ()
+    """Further scales of guidance among the arguments of its call (`audio_..` is the sound's), and the value above which
+    every step has one more branch for it."""
     pads_frames: bool = False
     """Whether latent frames that do not fill a patch are filled up, and dropped again."""
     packs: int = 1
@@ -108,7 +109,7 @@ KINDS = {
     "LTXPipeline": _LTX,
     "LTXImageToVideoPipeline": replace(_LTX, needs_image=True),
     "LTX2Pipeline": replace(
-        _LTX, image_class="LTX2ImageToVideoPipeline", perturbed=(("stg_scale", 0), ("modality_scale", 1))
+        _LTX, image_class="LTX2ImageToVideoPipeline", scales=(("stg_scale", 0), ("modality_scale", 1))
     ),
     "HunyuanVideoPipeline": _HUNYUAN,
     "HunyuanVideoImageToVideoPipeline": replace(

@@ -86,8 +86,7 @@ def rehearse(
     some that need no calibration.
     """
     plans = calibration.plans.clone()
-    counts = {round(config.steps / speedup) for speedup in speedups} & set(calibration.full_steps)
-    for count in sorted(counts) if clips else []:
+    for count in rehearsed_counts(config.steps, calibration, speedups) if clips else []:
         tried: dict[tuple[int, ...], float] = {}
         for steps in candidates(calibration, count):
             tried[steps] = _log_mean(_distances(pipe, config, calibration, clips, list(steps), blend=DEFAULT_BLEND))
@@ -95,6 +94,11 @@ def rehearse(
         plans[count] = False
         plans[count, list(min(tried, key=lambda steps: tried[steps]))] = True
     return replace(calibration, plans=plans)
+
+
+def rehearsed_counts(steps: int, calibration: Calibration, speedups: Sequence[float]) -> list[int]:
+    """Numbers of full steps that speedups ask for and that the calibration has plans for."""
+    return sorted({round(steps / speedup) for speedup in speedups} & set(calibration.full_steps))
 
 
 def candidates(calibration: Calibration, count: int) -> list[tuple[int, ...]]:

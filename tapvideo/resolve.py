@@ -10,7 +10,7 @@ from tapvideo.calibration.find import RunKind, find_calibration
 from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ScheduleConfig, TapConfig
 from tapvideo.lora import lora_digests
 from tapvideo.planning import check_steps, spread_over_experts
-from tapvideo.schedulers import experts, make_scheduler, second_expert
+from tapvideo.schedulers import experts, make_scheduler
 from tapvideo.weights import ASSETS
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def resolve(config: Config) -> Config:
             or if the noise levels of two experts' steps follow from weights that are not at hand.
     """
     config = _with_calibration(config)
-    if config.model.boundary is None:
+    if config.model.boundary is None or not config.tap.enabled:
         return config
     start = experts(config)["transformer_2"].start
     return replace(config, schedule=spread_over_experts(config.schedule, config.steps, start))
@@ -88,7 +88,7 @@ def default_config(
         pipe: the pipeline, with the scheduler that it will run.
         steps: `num_inference_steps` of its calls.
         guidance: `guidance_scale` of its calls.
-        speedup: steps over full steps.
+        speedup: steps over full steps; what a second expert warms up on comes on top of them.
         weights: hub id or folder, as they were named to `tapvideo-calibrate`; by default, what the pipeline says.
     """
     named = weights or str(getattr(pipe.config, "_name_or_path", ""))
@@ -96,9 +96,7 @@ def default_config(
         named = f"builtin:{Path(named).name}"
     found = find_calibration(_kind(pipe.scheduler, named, steps, guidance))
     if found is None or getattr(pipe, "transformer_2", None) is not None:
-        spread = ScheduleConfig(kind="spread", speedup=speedup)
-        spread = spread_over_experts(spread, steps, second_expert(pipe, steps))
-        return TapConfig(name=_without_name("default"), schedule=spread)
+        return TapConfig(name=_without_name("default"), schedule=ScheduleConfig(kind="spread", speedup=speedup))
     schedule = ScheduleConfig(kind="calibrated", speedup=speedup)
     return TapConfig(name="default", blend=DEFAULT_BLEND, calibration=str(found), schedule=schedule)
 

@@ -97,18 +97,9 @@ def experts(config: GenerateConfig) -> dict[str, range]:
     """Steps of every transformer of a run, by component name."""
     if config.model.boundary is None:
         return {"transformer": range(config.steps)}
-    first = _above(config.model.boundary, [timestep for _, timestep in noise_levels(config)])
+    edge = config.model.boundary * _TRAINING_STEPS
+    first = sum(timestep >= edge for _, timestep in noise_levels(config))
     return {"transformer": range(first), "transformer_2": range(first, config.steps)}
-
-
-def second_expert(pipe: Any, num_steps: int) -> int:
-    """The step of a run on which a pipeline's second expert takes over; `num_steps` where it has none."""
-    boundary = getattr(pipe.config, "boundary_ratio", None)
-    if boundary is None:
-        return num_steps
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(num_steps)
-    return _above(boundary, scheduler.timesteps.tolist())
 
 
 def plan_steps(config: GenerateConfig) -> Plan:
@@ -124,11 +115,6 @@ def plan_steps(config: GenerateConfig) -> Plan:
     starts = [steps.start for steps in experts(config).values() if steps and steps.start]
     warm = {step for start in starts for step in range(start, start + config.schedule.warmup)}
     return tuple(StepKind.FULL if step in warm else kind for step, kind in enumerate(plan))
-
-
-def _above(boundary: float, timesteps: list[float]) -> int:
-    """How many are the first expert's, as Wan's pipelines share them out."""
-    return sum(timestep >= boundary * _TRAINING_STEPS for timestep in timesteps)
 
 
 def _from_stored(kind: type[SchedulerMixin], stored: dict[str, Any], **changes: Any) -> Scheduler:

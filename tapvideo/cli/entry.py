@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from hydra.errors import HydraException
@@ -30,7 +32,9 @@ def enter(app: Callable[[], None], command: str, *, then: str = "") -> None:
     try:
         with _hydra_raises():
             app()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if _has_begun(error):  # a bug, and no matter of the command line
+            raise
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one voice per machine
             complain(command, explain(error))
         sys.exit(EXIT_CONFIG)
@@ -40,10 +44,16 @@ def enter(app: Callable[[], None], command: str, *, then: str = "") -> None:
         sys.exit(EXIT_INTERRUPT)
     except SystemExit as end:
         if end.code == EXIT_TERMINATED and rank() == 0:
-            # torchrun may end this rank before a collective has failed here
-            others = ", as torchrun does where another rank has ended: see its report" if world_size() > 1 else ""
+            # torchrun may end this rank before a collective has failed here; a scheduler that preempts says so itself
+            others = "; if by torchrun, another rank has ended: see its report" if world_size() > 1 else ""
             complain(command, f"told to stop (SIGTERM{others}){then}")
         raise
+
+
+def _has_begun(error: BaseException) -> bool:
+    """Whether the command's own code was reached, and not Hydra alone."""
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(Path(name).parent == Path(__file__).parent and name != __file__ for name in frames)
 
 
 @contextmanager

@@ -2,21 +2,24 @@
 
 from difflib import get_close_matches
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+_FREE = "model.call."  # below which any argument of a pipeline's call may be added
 _MOST = 12  # names in a list
 _IDLE = ("See https://", "3. To sweep over it", "Set the environment variable")  # of no use here
 
 
-def explain(error: HydraException | OmegaConfBaseException) -> str:
+def explain(error: Exception) -> str:
     """One line, with the names that come near where one is unknown."""
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={name} is not there; allowed: {', '.join(error.options)}"
     if isinstance(cause, OmegaConfBaseException) and "Could not override" in str(error):
+        if str(cause.full_key).startswith(_FREE):
+            return f"{cause.full_key} is not among the arguments that the yaml lists; allowed: +{cause.full_key}=VALUE"
         return f"{cause.full_key} is no key; {_instead(cause)}"
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line if line.endswith(".") else f"{line};" for line in lines if line and not line.startswith(_IDLE)]
@@ -25,10 +28,10 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
 
 def _instead(cause: OmegaConfBaseException) -> str:
     parent = cause.parent_node
-    if not isinstance(parent, DictConfig):
-        return "it has none below it"
-    names = sorted(str(name) for name in parent)
-    near = get_close_matches(str(cause.key), names, n=3) or names[: len(names) if len(names) <= _MOST else 0]
+    names = sorted(str(name) for name in parent) if isinstance(parent, DictConfig) else []
     above = str(cause.full_key).removesuffix(str(cause.key))
-    listed = " or ".join(f"{above}{name}" for name in near)
-    return f"did you mean {listed}? --cfg job shows all" if near else "--cfg job shows all that are"
+    near = get_close_matches(str(cause.key), names, n=3)
+    if near:
+        return f"did you mean {' or '.join(above + name for name in near)}? --cfg job shows all"
+    is_short = 0 < len(names) <= _MOST
+    return f"allowed: {', '.join(above + name for name in names)}" if is_short else "--cfg job shows all that are"

@@ -16,6 +16,8 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from tapvideo.models import ADAPTERS
+from tapvideo.models.base import ProjectsText
 from tapvideo.models.watch import original_forward
 
 _HOOK_NAME = "tapvideo_flops"
@@ -90,6 +92,10 @@ def parts(transformer: nn.Module) -> dict[str, nn.Module]:
             found |= {f"{name}.{i}.{sub}": m for i, block in enumerate(child) for sub, m in block.named_children()}
         else:
             found[name] = child
+    adapter = ADAPTERS.get(type(transformer).__name__)
+    if adapter and isinstance(own := adapter(), ProjectsText):  # which is left out where no block runs
+        whole = own.text_projection.partition(".")[0]
+        found |= {f"{whole}.{name}": part for name, part in found.pop(whole).named_children()}
     return found
 
 

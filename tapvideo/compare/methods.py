@@ -8,6 +8,7 @@ from typing import Any
 from tapvideo.compare.flops import FlopLedger
 from tapvideo.config import GenerateConfig
 from tapvideo.models import adapter_for
+from tapvideo.models.base import ProjectsText
 from tapvideo.pipeline import Pipeline
 
 Settings = dict[str, Any]
@@ -32,6 +33,14 @@ class Bench:
     def skip_cost(self) -> float:
         """Full passes that a call without any block takes."""
         return 1 - self.ledger.share(*adapter_for(self.pipe.transformer).block_lists)
+
+    @property
+    def text_cost(self) -> float:
+        """Full passes that the text takes before any block; 0 where it is projected on every call."""
+        adapter = adapter_for(self.pipe.transformer)
+        if not isinstance(adapter, ProjectsText):
+            return 0.0
+        return self.ledger.costs.get(adapter.text_projection, 0.0) / self.ledger.per_call
 
     @property
     def head_cost(self) -> float:

@@ -79,6 +79,8 @@ class PairedDifference:
     low: float
     high: float
     num_clips: int
+    behind: int | None = None
+    """Clips on which it is more than 0.5 dB below the rival; of PSNR alone."""
 
 
 @dataclass(kw_only=True)

@@ -12,6 +12,7 @@ from tapvideo.compare.statistics import bootstrap_difference, bootstrap_mean
 from tapvideo.metrics import METRICS
 from tapvideo.video_io import atomic_write_text
 
+_BEHIND = 0.5  # dB, from which a clip counts as worse than a rival's
 _CSV_HEAD = (
     "method",
     "budget",
@@ -101,6 +102,7 @@ def _difference(
             low=found.low,
             high=found.high,
             num_clips=found.num_clips,
+            behind=sum(a < b - _BEHIND for a, b, _ in values) if metric == "psnr" else None,
         )
     ]
 
@@ -166,7 +168,8 @@ def _shown(difference: PairedDifference, budget: float | None) -> bool:
 def _difference_line(d: PairedDifference, comparison: Comparison) -> str:
     labels = {row.method: row.label for row in comparison.table}
     names = f"{labels.get(d.method, d.method)} - {labels.get(d.rival, d.rival)}"
-    return f"  {names}: {d.mean:+.2f} dB [{d.low:+.2f}, {d.high:+.2f}]"
+    behind = f", over {_BEHIND:g} dB behind on {d.behind} of {d.num_clips} clips" if d.behind else ""
+    return f"  {names}: {d.mean:+.2f} dB [{d.low:+.2f}, {d.high:+.2f}]{behind}"
 
 
 def _higher_is_better(metric: str) -> bool:

@@ -15,7 +15,7 @@ class Unread(nn.Module):
         self.width = width
 
     def forward(self, text: Tensor) -> Tensor:
-        """Whoever does read it after all ends the run."""
+        """Whoever does read it after all makes NaN, which ends a run of the command line."""
         return text.new_full((1,), torch.nan).expand(*text.shape[:-1], self.width)
 
 

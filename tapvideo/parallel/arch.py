@@ -33,7 +33,7 @@ class Architecture:
     vae_stride: list[int] = field(default_factory=lambda: [4, 8, 8])
     """Frames, rows and columns of a latent."""
     text_encoder_params: int = 0
-    """Also of the pictures' encoder."""
+    image_encoder_params: int = 0
     vae_params: int = 0
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class Architecture:
             at_least(f"arch.{key}", getattr(self, key), 1)
         at_least("arch.image_dim", self.image_dim, 1)
         at_least("arch.experts", self.experts, 1)
-        for key in ("image_tokens", "text_encoder_params", "vae_params"):
+        for key in ("image_tokens", "text_encoder_params", "image_encoder_params", "vae_params"):
             at_least(f"arch.{key}", getattr(self, key), 0)
         for key in ("patch_size", "vae_stride"):
             sizes = getattr(self, key)
@@ -106,8 +106,9 @@ class Architecture:
         return (every - exact) * dtype.itemsize + exact * torch.float32.itemsize
 
     def pipeline_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the text encoder in a dtype, and of the VAE in fp32."""
-        return self.text_encoder_params * dtype.itemsize + self.vae_params * torch.float32.itemsize
+        """Bytes of the text encoder in a dtype, and of the pictures' encoder and the VAE in fp32."""
+        exact = self.image_encoder_params + self.vae_params
+        return self.text_encoder_params * dtype.itemsize + exact * torch.float32.itemsize
 
     def embedding_flops(self, tokens: int, text: int, timesteps: int = 1) -> int:
         """Of patches, timesteps and text; every rank does it for all tokens."""

@@ -189,7 +189,9 @@ class Branch:
         """Multiplications and additions of one step's matrix products and attention."""
         method, arch = self.method, self.arch
         timesteps, heads = (self.tokens.all, self.tokens.all) if self.token_timesteps else (1, self.tokens.own)
-        outside = arch.embedding_flops(self.tokens.all, self.text, timesteps) + arch.head_flops(heads)
+        reads_text = kind == "full" or method.probe_depth > 0 or method.recomputes  # of all that may run a block
+        text = self.text if reads_text else 0
+        outside = arch.embedding_flops(self.tokens.all, text, timesteps) + arch.head_flops(heads)
         everyone = self._layer_flops(self.tokens, self.full, keys=None)
         if kind == "full":
             return self.batch * (outside + arch.layers * everyone)

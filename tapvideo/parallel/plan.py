@@ -16,9 +16,10 @@ from tapvideo.parallel.estimate import Clip, Mesh, estimate, scaling, without_re
 from tapvideo.parallel.plan_config import PlanConfig
 from tapvideo.parallel.plan_tables import Planned, as_json, as_markdown
 from tapvideo.parallel.topology import mesh_sizes
-from tapvideo.planning import make_plan, spread_over_experts
+from tapvideo.planning import make_plan
+from tapvideo.resolve import resolve
 from tapvideo.schedule import Plan
-from tapvideo.schedulers import experts, plan_steps
+from tapvideo.schedulers import plan_steps
 
 GROUPS = ("model", "arch", "tap", "schedule", "parallel")
 PROGRAM = "python -m tapvideo.parallel.plan"
@@ -98,17 +99,17 @@ def make(config: PlanConfig) -> Planned:
 
 def _plan_of(config: PlanConfig, tap: TapConfig) -> tuple[TapConfig, Plan]:
     """The method as it runs, and the kinds of all steps."""
-    awaits = tap.schedule.kind == "calibrated" and (tap.awaits_calibration or config.model.boundary is not None)
-    if awaits:  # what it costs depends on how many are full
-        tap = replace(tap, schedule=replace(tap.schedule, kind="spread"))
-    if config.model.boundary is None:
-        return tap, make_plan(tap, config.steps)
     model = config.model
-    run = GenerateConfig(
-        model=model, tap=config.tap, steps=config.steps, scheduler=model.scheduler, flow_shift=model.flow_shift
-    )
-    run = replace(run, schedule=spread_over_experts(tap.schedule, config.steps, experts(run)["transformer_2"].start))
-    return replace(tap, schedule=run.schedule), plan_steps(run)
+    if model.boundary is not None:
+        run = GenerateConfig(
+            model=model, tap=config.tap, schedule=config.schedule, steps=config.steps,
+            scheduler=model.scheduler, flow_shift=model.flow_shift,
+        )  # fmt: skip
+        run = resolve(run)
+        return run.tap_config, plan_steps(run)
+    if tap.schedule.kind == "calibrated" and tap.awaits_calibration:  # what it costs depends on how many are full
+        tap = replace(tap, schedule=replace(tap.schedule, kind="spread"))
+    return tap, make_plan(tap, config.steps)
 
 
 def _check_argument(argument: str) -> None:

@@ -111,7 +111,7 @@ def _room(planned: Planned) -> str:
     rows = [
         ["one rank keeps", "GiB"],
         [f"weights of the transformer{'s' if planned.clip.arch.experts > 1 else ''}", _gib(room.transformer)],
-        ["weights of text encoder and VAE", _gib(room.text_and_vae)],
+        ["weights of encoders and VAE", _gib(room.text_and_vae)],
         ["anchors", _gib(room.anchors)],
         ["keys and values" + (" (on the CPU)" if room.offloads and room.kept else ""), _gib(room.kept)],
         [f"**on the GPU**, of {planned.config.gpu_gib:g}", _gib(room.on_gpu)],

@@ -5,7 +5,9 @@ import signal
 import sys
 
 import pytest
+from omegaconf.errors import OmegaConfBaseException
 
+from tapvideo.cli import scenes
 from tapvideo.cli.entry import complain, enter
 
 
@@ -48,6 +50,40 @@ def test_interrupted_is_told(capsys):
         enter(interrupted, "name", then="; again")
     assert end.value.code == 130
     assert capsys.readouterr().err == "name: interrupted; again\n"
+
+
+def refuse():
+    raise ValueError("Hydra's own")
+
+
+def test_what_is_refused_before_the_command_begins_is_told_by_one_rank_of_a_machine(monkeypatch, capsys):
+    for local, told in (("0", "name: Hydra's own\n"), ("1", "")):
+        monkeypatch.setenv("LOCAL_RANK", local)
+        with pytest.raises(SystemExit) as end:
+            enter(refuse, "name")
+        assert end.value.code == 2
+        assert capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("kind", [ValueError, OmegaConfBaseException])
+def test_what_goes_wrong_inside_of_the_command_is_no_config_error(monkeypatch, kind):
+    def run(*_, **__):
+        raise kind("a bug")
+
+    monkeypatch.setattr("tapvideo.cli.scenes.run_scenes", run)
+    monkeypatch.setattr("sys.argv", ["scenes", "videos=x"])
+    with pytest.raises(kind, match="a bug"):
+        scenes.main()
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_hydras_variable_is_the_users(monkeypatch, before):
+    seen = []
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    if before is not None:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", before)
+    enter(lambda: seen.append(os.environ["HYDRA_FULL_ERROR"]), "name")
+    assert (seen, os.environ.get("HYDRA_FULL_ERROR")) == (["1"], before)
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, None])

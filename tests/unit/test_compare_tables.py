@@ -54,6 +54,15 @@ def test_differences_are_paired_by_prompt_and_seed():
     assert differences([*ours, *theirs], ["peer"], 3.0) == []
 
 
+def test_clips_that_are_behind_are_counted_and_told():
+    ours = [clip("tap-paper", p, psnr=v) for p, v in (("a", 30.0), ("b", 20.0), ("c", 10.0))]
+    theirs = [clip("peer", p, psnr=v) for p, v in (("a", 30.4), ("b", 20.6), ("c", 5.0))]
+    found = comparison([*ours, *theirs])
+    assert {d.metric: d.behind for d in found.differences} == {"psnr": 1, "flip": None}
+    assert "], over 0.5 dB behind on 1 of 3 clips" in render(found, {2.0: 25.0}, 0.05)
+    assert "behind" not in render(comparison([*ours, clip("peer", psnr=5.0)]), {2.0: 25.0}, 0.05)
+
+
 def test_the_default_speaks_for_us_and_the_paper_where_it_was_not_run():
     clips = [clip(m, p, psnr=v) for m, v in (("tap-paper", 20.0), ("peer", 25.0), ("tap-default", 30.0)) for p in "ab"]
     found = differences(clips, ["tap-default", "tap-paper", "peer"], 2.0)

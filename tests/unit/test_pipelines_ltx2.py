@@ -2,6 +2,7 @@
 
 import pytest
 
+from tapvideo.config import ConfigError
 from tapvideo.generate import latent_size
 from tapvideo.memory import kept_on_this_rank
 from tapvideo.parallel.topology import alone
@@ -22,10 +23,19 @@ MODALITY = ("model.call.modality_scale=3",)
         (("model.call.audio_stg_scale=1",), 3),
         (("model.call.audio_modality_scale=2", "guidance=1"), 2),
         (("guidance=1",), 1),
+        (("guidance=1", "model.call.audio_guidance_scale=7"), 2),
     ],
 )
 def test_passes_of_a_step_are_counted(model_config, overrides, branches):
     assert model_config("ltx2", *overrides).branches == branches
+
+
+@pytest.mark.parametrize("value", ["[1]", "abc", "true"])
+def test_scales_are_numbers(model_config, value):
+    with pytest.raises(
+        ConfigError, match=r"model\.call\.audio_stg_scale=.* is no scale of guidance; allowed: a number"
+    ):
+        model_config("ltx2", f"model.call.audio_stg_scale={value}")
 
 
 def test_what_perturbed_passes_keep_is_foreseen(model_config):

@@ -99,7 +99,10 @@ def test_pictures_take_their_encoder_and_more_of_every_block():
     with torch.device("meta"):
         encoder = CLIPVisionModel(vision)
     more = sum(parameter.numel() for parameter in encoder.parameters())
-    assert seen.text_encoder_params == arch_of("wan_14b").text_encoder_params + more
+    assert (seen.image_encoder_params, in_channels.image_encoder_params) == (more, 0)
+    text = arch_of("wan_14b").pipeline_bytes(torch.bfloat16)
+    assert seen.pipeline_bytes(torch.bfloat16) == text + 4 * more  # diffusers' example has it in fp32, and so do runs
+    assert arch_of("skyreels_i2v") == seen
     assert seen.image_tokens == (vision.image_size // vision.patch_size) ** 2 + 1
     assert (in_channels.in_numbers, in_channels.image_tokens) == (144, 0)
 

@@ -163,6 +163,9 @@ def test_two_experts_are_planned_as_they_run():
     assert spread.count(StepKind.FULL) == 16
     assert two.chosen.plan[26:29] == (StepKind.FULL,) * 3
     assert planned("model=wan22", "tap=off").chosen.plan == full_plan(40)
+    forecast = planned("model=wan22", "tap=calibrated", "schedule=calibrated", "schedule.speedup=2.5")
+    paper = planned("model=wan22", "tap=paper", "schedule=spread", "schedule.speedup=2.5")
+    assert forecast.chosen.room == paper.chosen.room  # as a run would do without a calibration
 
 
 def test_a_model_of_unknown_sizes_is_refused(monkeypatch):

@@ -152,6 +152,14 @@ def test_two_experts_have_the_full_steps_that_their_speedup_allows(num_steps, sp
     assert spread_over_experts(found, num_steps, start) == found
 
 
+def test_experts_have_a_spread_whose_widest_gaps_are_halved_for_what_is_left():
+    found = spread_over_experts(replace(SPREAD, speedup=2.0, warmup=2), 40, 26)
+    assert found.steps == [*range(9), 10, 12, 15, 18, 21, 25, 26, 27, 29, 33, 38]
+    assert (found.warmup, found.min_steps) == (2, SPREAD.min_steps)
+    steps = spread_over_experts(replace(SPREAD, speedup=3.5), 40, 26).steps
+    assert steps == [0, 1, 3, 7, 13, 20, 26, 27, 28, 33, 38]
+
+
 def test_a_speedup_that_two_experts_cannot_reach_is_told(caplog):
     found = spread_over_experts(replace(SPREAD, speedup=5, warmup=2), 12, 8)
     assert found.steps == [0, 8, 9]

@@ -54,13 +54,14 @@ def test_text_is_projected_where_a_block_runs(wan, config):
     assert len(seen) == 2 * 12
 
 
-def test_another_batch_size_in_the_midst_of_a_run_is_computed(wan):
+@pytest.mark.parametrize(("batches", "sizes"), [((1, 2), (4, 4)), ((1, 1), (4, 8))])
+def test_another_size_in_the_midst_of_a_run_is_computed(wan, batches, sizes):
     """Its anchors are of no use, so blocks run, and they need the text."""
     transformer = wan.random_transformer()
     enable_tap(transformer, TapConfig(schedule=SCHEDULE))
     for step in range(12):
-        batch = 1 if step < 3 else 2
-        latents, text = torch.randn(batch, 4, 2, 4, 4), torch.randn(batch, 6, 8)
+        batch, size = batches[step >= 3], sizes[step >= 3]
+        latents, text = torch.randn(batch, 4, 2, 4, size), torch.randn(batch, 6, 8)
         where = transformer.cache_context("cond", step_index=step, num_inference_steps=12)
         with torch.no_grad(), where:
             made = transformer(latents, torch.full((batch,), 900.0 - step), text, return_dict=False)[0]
