@@ -1,9 +1,6 @@
+"""Runs from prompts to folders: what is written, what is refused, what a dry run says."""
+
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,22 +8,12 @@ import pytest
 import torch
 
 from tapvideo import generate
-from tapvideo.cli.generate import main
 from tapvideo.config import ConfigError
 from tapvideo.enable import TapSummary
 from tapvideo.run_folder import list_jobs, read_prompts, run_folder, slug
 from tapvideo.sample import RunFailed
 from tapvideo.schedule import explicit_plan
 from tapvideo.video_io import read_mp4, video_info
-
-LAUNCH = Path(__file__).parents[2] / "launch" / "generate.py"
-
-
-def launch(*overrides, cwd, **env):
-    return subprocess.run(
-        [sys.executable, str(LAUNCH), *overrides], cwd=cwd, env=os.environ | env, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
 
 
 def files(folder):
@@ -196,107 +183,6 @@ def test_dry_run_prints_every_step_and_loads_nothing(composed, capsys):
 def test_dry_run_says_when_a_run_is_too_short(composed, capsys):
     generate.run(composed("dry_run=true", "steps=8"))
     assert "not accelerated: steps=8 is less than schedule.min_steps=12" in capsys.readouterr().out
-
-
-@pytest.fixture
-def command_line(monkeypatch, capfd):
-    """The console script in this process: overrides in, exit code, stdout and stderr out."""
-
-    def call(*overrides):
-        monkeypatch.setattr("sys.argv", ["tapvideo-generate", *overrides])
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            main()
-        except SystemExit as stop:
-            return stop.code, *capfd.readouterr()
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        return 0, *capfd.readouterr()
-
-    return call
-
-
-@pytest.mark.parametrize("override", ["+stepz=3", "steps=abc", "tap.proxy=l7", "height=-1", "model.weights=/nowhere"])
-def test_config_errors_are_one_line_and_exit_2(command_line, override):
-    code, _, err = command_line(override)
-    assert code == 2
-    assert err.startswith("tapvideo-generate: ")
-    assert err.count("\n") == 1
-
-
-def test_config_errors_are_told_by_one_rank(command_line, monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "3")  # of one machine: on another the same command may be right
-    assert command_line("+stepz=3") == (2, "", "")
-
-
-@pytest.mark.parametrize(
-    ("override", "told"),
-    [
-        ("stepz=3", "stepz is no key; did you mean steps? --cfg job shows all"),
-        ("tap.choise=token", "tap.choise is no key; did you mean tap.choice"),
-        ("steps.deep=3", "steps.deep is no key; --cfg job shows all that are"),
-        ("parallel.foo=3", "parallel.foo is no key; allowed: parallel.attention, parallel.cfg, "),
-        ("model.call.crf=0", "model.call.crf is not among the arguments that the yaml lists; allowed: +model.call.crf"),
-        ("tap=foo", "tap=foo is not there; allowed: calibrated, default, "),
-        ("steps=1,2", "Ambiguous value for argument 'steps=1,2'; 1. To use it as a list"),
-        ("+steps=3", "Could not append to config. An item is already at 'steps'. Either remove + prefix"),
-        ("tap=null", "Config group override must be a string"),
-        ("~nope", "Could not delete from config. 'nope' does not exist."),
-        ("steps", "Error parsing override 'steps'; missing EQUAL at '<EOF>'\n"),
-    ],
-)
-def test_what_hydra_refuses_is_one_line_and_exit_2(command_line, monkeypatch, override, told):
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    code, out, err = command_line(override)
-    assert (code, out) == (2, "")
-    assert err.startswith(f"tapvideo-generate: {told}")
-    assert err.count("\n") == 1
-    assert "HYDRA_FULL_ERROR" not in os.environ
-
-
-def test_failed_run_is_one_line_and_exit_1(command_line, random_overrides, monkeypatch):
-    monkeypatch.setattr("tapvideo.models.hook.TapHook._locate", lambda *_: None)
-    code, _, err = command_line(*random_overrides, "compare=false")
-    assert code == 1
-    assert "none was made" in err
-    assert "Traceback" not in err
-
-
-def test_record_holds_the_command(command_line, random_overrides, tmp_path):
-    assert command_line(*random_overrides, "compare=false")[0] == 0
-    record = json.loads(next(tmp_path.rglob("run.json")).read_text())
-    assert record["command"].startswith("tapvideo-generate ")
-    assert "'prompt='\"'\"'a red circle'\"'\"''" in record["command"]
-
-
-@pytest.mark.slow
-def test_launcher_works_from_any_folder_and_leaves_nothing(tmp_path):
-    shown = launch("--cfg", "job", cwd=tmp_path)
-    assert shown.returncode == 0
-    assert "flow_shift" in shown.stdout
-    assert files(tmp_path) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_leave_no_half_file(random_overrides, tmp_path, number, code):
-    """Two prompts: the signal comes once the first clip is recorded, in the midst of the second."""
-    overrides = [*random_overrides, "seeds=[0,1]", "compare=false", "steps=14"]
-    overrides += ["height=256", "width=256"]
-    process = subprocess.Popen(
-        [sys.executable, str(LAUNCH), *overrides], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 200
-    while not list(tmp_path.rglob("run.json")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code, err.decode()
-    assert b"Traceback" not in err
-    assert err.count(b"tapvideo-generate: ") == 1
-    found = [p for p in files(tmp_path) if "outputs" in p]
-    assert [Path(p).name for p in found] == ["video.mp4", "run.json"]
-    assert video_info(next(tmp_path.rglob("video.mp4"))).frames == 5
 
 
 def test_seed_and_quality_reach_the_video(composed, random_overrides):
