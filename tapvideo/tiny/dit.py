@@ -175,7 +175,7 @@ def batches(
 
 def sample_sigma(batch: int, generator: torch.Generator) -> Float[Tensor, " b"]:
     """Noise levels: mostly logit-normal, towards noise as `FLOW_SHIFT` has it at inference; a fifth uniform."""
-    normal = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1 + 0.8)
+    normal = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1 + 1.5)
     uniform = torch.rand(batch, generator=generator)
     return torch.where(torch.rand(batch, generator=generator) < 0.2, uniform, normal)
 
