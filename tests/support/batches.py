@@ -19,7 +19,7 @@ QUIET = Console(verbose=False)
 PROMPTS = ["a/b", "..", "a red circle", "A red circle"]
 
 
-def batch_overrides(saved_pipeline, tmp_path):
+def overrides_of(saved_pipeline, tmp_path):
     """What names a batch of these prompts."""
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(PROMPTS))

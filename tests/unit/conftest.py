@@ -1,5 +1,6 @@
 """Fixtures of the unit tests."""
 
+import batches
 import pipelines_random
 import pytest
 import torch
@@ -61,6 +62,18 @@ def model_config(composed, saved, picture, tmp_path):
         return composed(f"model={model}", *base, *overrides)
 
     return make
+
+
+@pytest.fixture
+def batch_overrides(saved_pipeline, tmp_path):
+    """What names a batch of four prompts on a tiny model."""
+    return batches.overrides_of(saved_pipeline, tmp_path)
+
+
+@pytest.fixture
+def batch(batch_overrides):
+    """A batch of them whose folder is there."""
+    return batches.begun(batch_overrides)
 
 
 @pytest.fixture

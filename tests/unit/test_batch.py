@@ -6,22 +6,12 @@ import sys
 from collections import Counter
 
 import pytest
-from batches import PROMPTS, Maker, batch_overrides, begun, events, make, videos
+from batches import PROMPTS, Maker, events, make, videos
 
 from tapvideo.batch import run as batch_run
 from tapvideo.batch.shard import Outcome
 from tapvideo.batch.store import Manifest, Shard, ShardLocked, read_events
 from tapvideo.video_io import read_mp4
-
-
-@pytest.fixture
-def overrides(saved_pipeline, tmp_path):
-    return batch_overrides(saved_pipeline, tmp_path)
-
-
-@pytest.fixture
-def batch(overrides):
-    return begun(overrides)
 
 
 def test_every_clip_is_made_once_in_order(batch):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from batches import QUIET, Maker, batch_config, batch_overrides, begun, events, videos
+from batches import QUIET, Maker, batch_config, events, videos
 from ranks import run_ranks
 
 from tapvideo import generate
@@ -21,27 +21,17 @@ from tapvideo.parallel.config import ParallelConfig
 from tapvideo.parallel.topology import build_topology
 
 
-@pytest.fixture
-def overrides(saved_pipeline, tmp_path):
-    return batch_overrides(saved_pipeline, tmp_path)
-
-
-@pytest.fixture
-def batch(overrides):
-    return begun(overrides)
-
-
-def test_another_configuration_is_refused_by_name(batch, overrides):
+def test_another_configuration_is_refused_by_name(batch, batch_overrides):
     with pytest.raises(ConfigError, match=r"holds a batch of another configuration: steps=3 \(there: 2\);"):
-        prepare(batch_config(*overrides, "seeds=[0,1]", "steps=3"))
+        prepare(batch_config(*batch_overrides, "seeds=[0,1]", "steps=3"))
     with pytest.raises(ConfigError, match=r"tap\.orders=\[0\] \(there: \[0, 1, 2\]\)"):
-        prepare(batch_config(*overrides, "seeds=[0,1]", "tap.orders=[0]"))
+        prepare(batch_config(*batch_overrides, "seeds=[0,1]", "tap.orders=[0]"))
     with pytest.raises(ConfigError, match=r"prompts='[0-9a-f]+' .*, seeds="):
-        prepare(batch_config(*overrides, "seeds=[0]"))
+        prepare(batch_config(*batch_overrides, "seeds=[0]"))
     with pytest.raises(ConfigError, match="holds a batch of another"):
         batch.folder.claim({**batch.facts, "weights": "others"}, batch.items, {})
     for free in ("shards=3", "verbose=true", "parallel.dp=2", "stop_file=x", "give_up=1"):
-        assert prepare(batch_config(*overrides, "seeds=[0,1]", free)).folder == batch.folder
+        assert prepare(batch_config(*batch_overrides, "seeds=[0,1]", free)).folder == batch.folder
     assert not list(batch.folder.root.glob(".tmp*"))
 
 
@@ -51,9 +41,9 @@ def test_differences_are_named_by_their_whole_key():
     ]  # fmt: skip
 
 
-def test_the_folder_follows_from_what_shapes_the_clips(overrides):
+def test_the_folder_follows_from_what_shapes_the_clips(batch_overrides):
     def path(*more):
-        config = batch_config(*overrides, "name=null", *more)
+        config = batch_config(*batch_overrides, "name=null", *more)
         return run_path(config, read_items(config.prompt_file, config.seeds))
 
     assert path().name.startswith("random-paper-batch-")
@@ -73,9 +63,9 @@ def test_the_folder_follows_from_what_shapes_the_clips(overrides):
         ("give_up=0", "give_up=0 is too small"),
     ],
 )
-def test_bad_values_are_refused(overrides, override, told):
+def test_bad_values_are_refused(batch_overrides, override, told):
     with pytest.raises(ConfigError, match=told):
-        batch_config(*overrides, override)
+        batch_config(*batch_overrides, override)
 
 
 def test_prompts_is_a_list_although_hydra_has_a_folder_of_that_name():
@@ -84,11 +74,11 @@ def test_prompts_is_a_list_although_hydra_has_a_folder_of_that_name():
     assert as_override("negative_prompt=a, b") == "negative_prompt='a, b'"
 
 
-def test_run_loads_once_makes_all_and_then_loads_nothing(overrides, monkeypatch, capsys):
+def test_run_loads_once_makes_all_and_then_loads_nothing(batch_overrides, monkeypatch, capsys):
     loaded = []
     load = generate.load_pipeline
     monkeypatch.setattr(generate, "load_pipeline", lambda config: loaded.append(1) or load(config))
-    config = batch_config(*overrides)
+    config = batch_config(*batch_overrides)
     assert run(config) is Outcome.DONE
     assert run(config) is Outcome.DONE
     assert loaded == [1]
@@ -104,17 +94,17 @@ def test_run_loads_once_makes_all_and_then_loads_nothing(overrides, monkeypatch,
     assert folder.items() == read_items(config.prompt_file, [0])
 
 
-def test_dry_run_writes_nothing(overrides, capsys, tmp_path):
-    assert run(batch_config(*overrides, "dry_run=true", "shards=2")) is Outcome.DONE
+def test_dry_run_writes_nothing(batch_overrides, capsys, tmp_path):
+    assert run(batch_config(*batch_overrides, "dry_run=true", "shards=2")) is Outcome.DONE
     assert "4 clips, 2 in shard 0000-of-0002" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
-def test_stop_file_is_seen_before_anything_is_loaded(overrides, monkeypatch, tmp_path):
+def test_stop_file_is_seen_before_anything_is_loaded(batch_overrides, monkeypatch, tmp_path):
     monkeypatch.setattr(generate, "load_pipeline", None)
     stop = tmp_path / "stop here"
     stop.touch()
-    config = batch_config(*overrides, f"stop_file='{stop}'")
+    config = batch_config(*batch_overrides, f"stop_file='{stop}'")
     assert run(config) is Outcome.STOPPED
     prepare(config).folder.stop.touch()
     stop.unlink()

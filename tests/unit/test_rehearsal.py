@@ -158,6 +158,14 @@ def test_no_clip_of_a_rehearsal_is_one_that_weights_were_fitted_to(asked, own, m
     assert [known.clip[1] for known in seen[1]] == [5, 9]
 
 
+def test_no_clip_is_made_where_nothing_is_rehearsed(asked, own, monkeypatch):
+    made = []
+    plain = calibrate.sample
+    monkeypatch.setattr(calibrate, "sample", lambda *args, **more: made.append(args[3]) or plain(*args, **more))
+    calibrate.run(asked("speedups=[]"))
+    assert made == [3]  # the watched one
+
+
 def test_another_prompt_may_have_the_seed_that_one_has_seen():
     assert calibrate.unseen([("a", 1), ("b", 1), ("a", 2)], [("a", 1)]) == [("a", 2), ("b", 1), ("a", 3)]
 

@@ -163,7 +163,7 @@ def test_half_a_chain_is_cancelled(prompts, queue, capsys, monkeypatch):
     ("arguments", "told"),
     [
         (["bach"], "'bach' cannot be submitted"),
-        (["batch", "stpes=3"], "stpes"),
+        (["batch", "stpes=3"], "stpes is no key; did you mean steps"),
         (["batch", "height=33"], "height=33"),
         (["batch", "shards=0"], "shards=0"),
         (["batch", "shards=2", "--array=2"], "there are 2 shards"),
