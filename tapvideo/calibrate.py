@@ -4,32 +4,33 @@ import hashlib
 import itertools
 import os
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Float64
 from torch import Tensor
 
 from tapvideo.calibration.file import Calibration, calibrate, load_calibration
 from tapvideo.calibration.find import SUFFIX, find_calibration, own_folder
 from tapvideo.config import ConfigError, GenerateConfig
 from tapvideo.console import Console
-from tapvideo.models.watch import StackCall, watched
+from tapvideo.models.watch import watched
 from tapvideo.pipeline import Pipeline, hide_loading_bars, load_pipeline
 from tapvideo.record import package_versions
+from tapvideo.recorder import Recorder, apart, mixture
 from tapvideo.rehearsal import Known, measure_sensitivity, rehearse, rehearsed_counts
 from tapvideo.resolve import run_kind
 from tapvideo.run_folder import read_prompts, slug
 from tapvideo.sample import sample
+from tapvideo.schedulers import experts
 from tapvideo.tap_config import AUTO
 
 T = TypeVar("T")
 
-_GUIDED = {"cond", "uncond"}
-_COLUMNS = 1 << 20  # of residuals that are multiplied at a time
 _LEAST_STEPS = 12
+_LEAST_OF_EXPERT = 3
 
 
 @dataclass(kw_only=True)
@@ -64,69 +65,12 @@ class CalibrateConfig(GenerateConfig):
             raise ConfigError(f"probes={self.probes!r} of {self.steps} steps; allowed: 1 to {self.steps - 1}")
         if any(not 1 < speedup <= self.steps / 2 for speedup in self.speedups):
             raise ConfigError(f"speedups={self.speedups!r}; allowed: numbers above 1, up to {self.steps / 2:g}")
-        if self.model.boundary is not None:
-            raise ConfigError(f"model={self.model.name}: two experts cannot be calibrated; allowed: one transformer")
         if self.rehearse is not None and not self.rehearsal_clips:
             raise ConfigError(
                 f"rehearsal_clips=0, and rehearse={self.rehearse!r} does nothing else; allowed: 1 or more"
             )
         if self.output is not None and not self.output.endswith(SUFFIX):
             raise ConfigError(f"output={self.output!r} is no name of a calibration; allowed: names ending in {SUFFIX}")
-
-
-@dataclass(slots=True)
-class Recorder:
-    """Keeps some tokens' residuals of every branch and step of one clip."""
-
-    tokens: int
-    seen: dict[tuple[str, int], Float[Tensor, "t d"]] = field(default_factory=dict[tuple[str, int], Tensor])
-    _rows: Tensor | None = None
-
-    def see(self, call: StackCall) -> None:
-        """One pass through the blocks."""
-        if self._rows is None:
-            count = call.hidden.shape[1]
-            chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: self.tokens]
-            self._rows = chosen.sort().values.to(call.hidden.device)
-        residual = call.output[:, self._rows].float() - call.hidden[:, self._rows].float()
-        self.seen[call.branch, call.step] = residual.flatten(0, 1).cpu()
-
-    def branches(self) -> tuple[str, ...]:
-        """In the order in which they came."""
-        return tuple(dict.fromkeys(branch for branch, _ in self.seen))
-
-    def gram(self, num_steps: int) -> Float64[Tensor, "m m"]:
-        """Inner products of all branches and steps, per token.
-
-        Raises:
-            ConfigError: if the clip had other steps.
-        """
-        wanted = [(branch, step) for branch in self.branches() for step in range(num_steps)]
-        if not self.seen or set(wanted) != set(self.seen):
-            found = len({step for _, step in self.seen})
-            raise ConfigError(f"steps={num_steps} is not what the pipeline made: it told of {found} steps")
-        first = self.seen[wanted[0]]
-        total = torch.zeros(len(wanted), len(wanted), dtype=torch.float64)
-        size = max(1, _COLUMNS // first.shape[1])
-        for start in range(0, len(first), size):
-            part = torch.stack([self.seen[key][start : start + size].flatten() for key in wanted]).double()
-            total += part @ part.T
-        return total / len(first)
-
-
-def mixture(branches: tuple[str, ...], guidance: float) -> Float64[Tensor, " b"]:
-    """What branches count in the guided sum; 1 each where it is not known how they are mixed."""
-    if set(branches) == _GUIDED:
-        return torch.tensor([guidance if b == "cond" else 1 - guidance for b in branches], dtype=torch.float64)
-    return torch.ones(len(branches), dtype=torch.float64)
-
-
-def apart(gram: Float64[Tensor, "m m"], branches: tuple[str, ...]) -> Float64[Tensor, "m m"]:
-    """The Gram matrix without products of different branches, where it is not known how they are mixed."""
-    if set(branches) == _GUIDED:
-        return gram
-    steps = len(gram) // len(branches)
-    return gram * torch.block_diag(*[torch.ones(steps, steps, dtype=gram.dtype)] * len(branches))
 
 
 def run(config: CalibrateConfig, *, command: str = "") -> Path:
@@ -148,7 +92,7 @@ def run(config: CalibrateConfig, *, command: str = "") -> Path:
     prompts, console = read_prompts(config), Console(verbose=config.verbose)
     path = Path(config.output).expanduser() if config.output else own_folder() / f"{_name(config)}{SUFFIX}"
     clips = [(prompt, seed) for prompt in prompts for seed in config.seeds]
-    before = _before(config)
+    before, _ = _before(config), _starts(config)
     console.say(f"{_amount(config, len(clips))}\n{path}")
     if config.dry_run:
         return path
@@ -228,18 +172,35 @@ def _measure(
     pipe: Pipeline, config: CalibrateConfig, clips: list[tuple[str, int]], command: str, console: Console
 ) -> Calibration:
     """All of a calibration: inner products, sensitivity, schedules."""
-    kind = run_kind(config)
+    kind, starts = run_kind(config), _starts(config)
     grams, finals, branches = _watch(pipe, config, clips, console)
-    gram, mix = apart(torch.stack(grams).mean(0), branches), mixture(branches, kind.scale)
+    gram = apart(torch.stack(grams).mean(0), branches)
+    mix = torch.stack([mixture(branches, scale) for scale in kind.scales])
     flat = torch.ones(config.steps, dtype=torch.float64)
     rehearsed = unseen(_some(clips, config.rehearsal_clips), clips)
     made = {**_made_from(config, clips, command), "rehearsed": rehearsed}
     about = {**asdict(kind), "name": config.model.name, "made": made}
     known = [Known(*parts) for parts in zip(clips, (apart(g, branches) for g in grams), finals, strict=True)]
-    first = calibrate(branches, gram, mix, flat, about)
+    first = calibrate(branches, gram, mix, flat, about, starts)
     sensitivity = measure_sensitivity(pipe, config, first, _some(known, config.probe_clips), config.probes, console)
-    found = calibrate(branches, gram, mix, sensitivity, about)
+    found = calibrate(branches, gram, mix, sensitivity, about, starts)
     return _rehearse(pipe, config, found, rehearsed, console)
+
+
+def _starts(config: CalibrateConfig) -> list[int]:
+    """The first step of every transformer.
+
+    Raises:
+        ConfigError: if one of two experts has no step on which it could forecast.
+    """
+    parts = experts(config)
+    if len(parts) > 1 and any(len(steps) < _LEAST_OF_EXPERT for steps in parts.values()):
+        shares = ", ".join(f"{name} {len(steps)}" for name, steps in parts.items())
+        raise ConfigError(
+            f"steps={config.steps} and model.boundary={config.model.boundary} leave an expert next to nothing "
+            f"({shares}); allowed: {_LEAST_OF_EXPERT} steps or more for each"
+        )
+    return [steps.start for steps in parts.values()]
 
 
 def _some(known: list[T], count: int) -> list[T]:
@@ -283,7 +244,9 @@ def _watch(
     for number, (prompt, seed) in enumerate(clips, start=1):
         console.say(f"[{number}/{len(clips)}] {prompt}, seed {seed}")
         recorder = Recorder(config.tokens)
-        with watched(pipe.transformer, recorder.see):
+        with ExitStack() as stack:
+            for name, steps in experts(config).items():
+                stack.enter_context(watched(getattr(pipe, name), recorder.see, steps.start))
             made = sample(pipe, config, prompt, seed, lambda step: None, decode=False)
         grams.append(recorder.gram(config.steps))
         finals.append(made.latents.cpu())

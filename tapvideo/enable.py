@@ -9,7 +9,7 @@ from tapvideo.config import ConfigError, TapConfig
 from tapvideo.models.clock import RunClock
 from tapvideo.models.hook import attach, detach
 from tapvideo.parallel.topology import Topology, alone
-from tapvideo.planning import make_plan
+from tapvideo.planning import make_plan, read_calibration
 from tapvideo.schedule import Plan, StepKind
 from tapvideo.stack import TapStack
 from tapvideo.trace import Trace
@@ -57,10 +57,12 @@ class Tap:
     def __init__(
         self, modules: dict[str, nn.Module], config: TapConfig, pipeline: Any | None, topology: Topology
     ) -> None:
-        if config.needs_calibration and len(modules) > 1:
+        calibration = read_calibration(config)
+        if calibration is not None and len(calibration.starts) != len(modules):
             raise ConfigError(
-                f"tap.calibration={config.calibration!r} is of one transformer, and this pipeline has two experts; "
-                "allowed: tap.family=taylor, lagrange or reuse on schedule.kind=interval, spread or explicit"
+                f"tap.calibration={config.calibration!r} is of {len(calibration.starts)} transformer(s), and this "
+                f"pipeline has {len(modules)}; allowed: a calibration of such runs, or tap.family=taylor, lagrange or "
+                "reuse on schedule.kind=interval, spread or explicit"
             )
         self.config = config
         self.topology = topology

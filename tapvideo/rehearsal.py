@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tapvideo.calibration.file import Calibration
 from tapvideo.calibration.find import SUFFIX
-from tapvideo.calibration.nodes import ANCHORS, best_plans, gap_costs
+from tapvideo.calibration.nodes import ANCHORS, run_plans
 from tapvideo.calibration.weights import errors, fit
 from tapvideo.config import ForecastConfig, GenerateConfig, ScheduleConfig
 from tapvideo.console import Console
@@ -50,9 +50,7 @@ def measure_sensitivity(
 
     Measured at `probes` steps, by a forecast there in a run that is full otherwise; between them, interpolated.
     """
-    plan = power_plan(config.steps, count=probes + 1)
-    probed = [step for step, kind in enumerate(plan) if kind is StepKind.FULL][1:]
-    logs = []
+    probed, logs = _probed(calibration, probes), []
     for step in probed:
         wrong = _error_at(calibration, step)
         others = [s for s in range(config.steps) if s != step]
@@ -63,12 +61,21 @@ def measure_sensitivity(
     return _between(probed, logs, config.steps)
 
 
+def _probed(calibration: Calibration, count: int) -> list[int]:
+    """So many steps, the more the earlier; none on which a transformer has no anchor yet."""
+    plan = power_plan(calibration.num_steps, count=count + 1)
+    steps = [step for step, kind in enumerate(plan) if kind is StepKind.FULL][1:]
+    return sorted({step + (step in calibration.starts) for step in steps})
+
+
 def _error_at(calibration: Calibration, step: int) -> Float64[Tensor, " m"]:
     """Coefficients of the guided error of one forecast, from the steps right before it."""
-    anchors = torch.tensor([[s for s in range(step - 1, step - 1 - ANCHORS, -1) if s >= 0]])
+    number = calibration.expert(step)
+    first, mix = calibration.starts[number], calibration.mix[number]
+    anchors = torch.tensor([[s for s in range(step - 1, step - 1 - ANCHORS, -1) if s >= first]])
     target = torch.tensor([step])
-    weights = fit(calibration.gram, calibration.mix, anchors, target)
-    return errors(weights, calibration.mix, anchors, target, calibration.num_steps)[0]
+    weights = fit(calibration.gram, mix, anchors, target)
+    return errors(weights, mix, anchors, target, calibration.num_steps)[0]
 
 
 def rehearse(
@@ -105,8 +112,9 @@ def candidates(calibration: Calibration, count: int) -> list[tuple[int, ...]]:
     """Plans worth trying, each once: the one that there is comes first."""
     found: dict[tuple[int, ...], None] = {tuple(calibration.best_steps(count)): None}
     for power in _POWERS:
-        costs = gap_costs(calibration.gram, calibration.mix, calibration.sensitivity**power)
-        steps = best_plans(costs)[count].nonzero()[:, 0].tolist()
+        swayed = calibration.sensitivity**power
+        plans = run_plans(calibration.gram, calibration.mix, swayed, calibration.starts)
+        steps = plans[count].nonzero()[:, 0].tolist()
         if steps:
             found[tuple(steps)] = None
     steps = calibration.num_steps
@@ -114,8 +122,19 @@ def candidates(calibration: Calibration, count: int) -> list[tuple[int, ...]]:
         spread_plan(steps, count=count),
         *(power_plan(steps, count=count, power=power) for power in _CROWDING),
     ):
-        found[tuple(step for step, kind in enumerate(plan) if kind is StepKind.FULL)] = None
+        full = [step for step, kind in enumerate(plan) if kind is StepKind.FULL]
+        found[_through(full, calibration.starts)] = None
     return list(found)
+
+
+def _through(steps: list[int], starts: Sequence[int]) -> tuple[int, ...]:
+    """As many full steps, among them the first of every transformer: each takes the place of the one nearest to it."""
+    found = set(steps)
+    for start in starts:
+        if start not in found:
+            found.remove(min(found - set(starts), key=lambda step: abs(step - start)))
+            found.add(start)
+    return tuple(sorted(found))
 
 
 def _distances(

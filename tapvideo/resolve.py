@@ -32,6 +32,9 @@ def run_kind(config: GenerateConfig) -> RunKind:
     kind = _kind(make_scheduler(config), config.model.weights, config.steps, config.guidance)
     loras = [digest for digest in lora_digests(config).values() if digest]
     lora = f"{'+'.join(loras)} x {config.lora_scale:g}" if loras else None
+    edge, second = config.model.boundary, config.model.call.get("guidance_scale_2")
+    if edge is not None:
+        kind = replace(kind, boundary=float(edge), guidance_2=_other(second, config.guidance))
     return replace(kind, true_cfg=cfg if cfg > 1 else None, lora=lora)
 
 
@@ -41,8 +44,8 @@ def resolve(config: Config) -> Config:
     Two experts' spread is resolved to steps, too: which they are depends on where the second one takes over.
 
     Raises:
-        ConfigError: if `tap.calibration` names a file that is none, or is for other steps; or if two experts need one;
-            or if the noise levels of two experts' steps follow from weights that are not at hand.
+        ConfigError: if `tap.calibration` names a file that is none, or is for other steps or experts; or if the noise
+            levels of two experts' steps follow from weights that are not at hand.
     """
     config = _with_calibration(config)
     if config.model.boundary is None or not config.tap.enabled:
@@ -55,8 +58,6 @@ def _with_calibration(config: Config) -> Config:
     tap = config.tap_config
     if not tap.needs_calibration:
         return config
-    if config.model.boundary is not None:
-        return _without(config, "it has two experts")
     if not tap.awaits_calibration:
         return _with_file(config, Path(tap.calibration).expanduser().resolve())
     try:
@@ -76,11 +77,23 @@ def _with_file(config: Config, path: Path) -> Config:
     calibration = load_calibration(path)
     if config.steps >= config.schedule.min_steps:  # or nothing is forecast
         check_steps(config.tap_config, calibration, config.steps)
+        starts = [steps.start for steps in experts(config).values()]
+        if list(calibration.starts) != starts:
+            raise ConfigError(
+                f"tap.calibration={str(path)!r} is for transformers that begin at steps {list(calibration.starts)}, "
+                f"and this run's begin at {starts}; allowed: a calibration of such runs, or tap=paper schedule=spread"
+            )
     return replace(config, tap=replace(config.tap, calibration=str(path)))
 
 
 def default_config(
-    pipe: Any, *, steps: int, guidance: float, speedup: float = 2.5, weights: str | None = None
+    pipe: Any,
+    *,
+    steps: int,
+    guidance: float,
+    speedup: float = 2.5,
+    weights: str | None = None,
+    guidance_2: float | None = None,
 ) -> TapConfig:
     """The method for `enable_tap` that measured best: calibrated where a calibration fits, else what needs none.
 
@@ -88,24 +101,32 @@ def default_config(
         pipe: the pipeline, with the scheduler that it will run.
         steps: `num_inference_steps` of its calls.
         guidance: `guidance_scale` of its calls.
-        speedup: steps over full steps; what a second expert warms up on comes on top of them.
+        speedup: steps over full steps; where there is no calibration, what a second expert warms up on comes on top.
         weights: hub id or folder, as they were named to `tapvideo-calibrate`; by default, what the pipeline says.
+        guidance_2: `guidance_scale_2` of its calls, for the second of two experts.
     """
     named = weights or str(getattr(pipe.config, "_name_or_path", ""))
     if Path(named).parent == ASSETS:
         named = f"builtin:{Path(named).name}"
-    found = find_calibration(_kind(pipe.scheduler, named, steps, guidance))
-    if found is None or getattr(pipe, "transformer_2", None) is not None:
+    kind = _kind(pipe.scheduler, named, steps, guidance)
+    if getattr(pipe, "transformer_2", None) is not None:
+        kind = replace(
+            kind, boundary=getattr(pipe.config, "boundary_ratio", None), guidance_2=_other(guidance_2, guidance)
+        )
+    found = find_calibration(kind)
+    if found is None:
         return TapConfig(name=_without_name("default"), schedule=ScheduleConfig(kind="spread", speedup=speedup))
     schedule = ScheduleConfig(kind="calibrated", speedup=speedup)
     return TapConfig(name="default", blend=DEFAULT_BLEND, calibration=str(found), schedule=schedule)
 
 
+def _other(second: float | None, first: float) -> float | None:
+    """A second expert's guidance, where it is not that of the first."""
+    return None if second is None or second == first else float(second)
+
+
 def _without(config: Config, why: str) -> Config:
     """The same run by the method that needs no calibration, and a line that says so."""
-    if not config.tap_config.awaits_calibration:
-        asked = f"tap.calibration={config.tap.calibration!r} cannot be used: {why}"
-        raise ConfigError(f"{asked}; allowed: tap=paper schedule=spread")
     tap, schedule = config.tap, config.schedule
     if tap.family == "calibrated":
         tap = replace(ForecastConfig(name=_without_name(tap.name)), maps=tap.maps, recompute=tap.recompute)

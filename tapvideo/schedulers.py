@@ -113,7 +113,7 @@ def plan_steps(config: GenerateConfig) -> Plan:
     except ValueError as error:
         raise ConfigError(f"{error} (steps={config.steps})") from error
     starts = [steps.start for steps in experts(config).values() if steps and steps.start]
-    warm = {step for start in starts for step in range(start, start + config.schedule.warmup)}
+    warm = {step for start in starts for step in range(start, start + config.schedule.expert_warmup)}
     return tuple(StepKind.FULL if step in warm else kind for step, kind in enumerate(plan))
 
 

@@ -160,7 +160,7 @@ class TapStack(nn.Module):
 
     def _due(self, context: StepContext, state: BranchState) -> StepKind:
         """The plan's, but full where there is nothing to forecast from, or an expert that began in mid-run warms up."""
-        warms_up = state.first_step > 0 and state.num_calls < self.config.schedule.warmup
+        warms_up = state.first_step > 0 and state.num_calls < self.config.schedule.expert_warmup
         if warms_up or not state.residuals:
             return StepKind.FULL
         return self.plan(context.num_steps)[context.step]

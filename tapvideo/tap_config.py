@@ -55,6 +55,11 @@ class ScheduleConfig:
         if any(s < 0 for s in self.steps):
             raise ConfigError(f"schedule.steps={self.steps!r} has a negative step; allowed: 0 or more")
 
+    @property
+    def expert_warmup(self) -> int:
+        """Full steps with which an expert begins that takes over in mid-run: calibration has its own idea of them."""
+        return 1 if self.kind == "calibrated" else self.warmup
+
     def _check_beat(self) -> None:
         """Each kind has its own measure of how many steps are full; another's would change nothing."""
         if self.kind in BY_SPEEDUP:

@@ -1,6 +1,7 @@
 """A calibration and its file: one small Gram matrix, in safetensors."""
 
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from tapvideo.calibration.nodes import best_plans, gap_costs
+from tapvideo.calibration.nodes import run_plans
 from tapvideo.calibration.weights import fit
 from tapvideo.checks import ConfigError
 from tapvideo.video_io import atomic_path
@@ -29,14 +30,16 @@ class Calibration:
     """As `cache_context` names them."""
     gram: Float64[Tensor, "m m"]
     """Branch by branch, step by step; per token."""
-    mix: Float64[Tensor, " b"]
-    """What each branch counts in the guided sum."""
+    mix: Float64[Tensor, "e b"]
+    """What each branch counts in the guided sum, by transformer: two experts may have a guidance each."""
     sensitivity: Float64[Tensor, " s"]
     """How far an error of the guided residual at a step moves the final latents; positive, of any unit."""
     plans: Bool[Tensor, "s1 s"]
     """Row M: the best M full steps; empty where there are none."""
     about: dict[str, Any]
     """Model, scheduler, steps and guidance that it holds for, and what it was made from."""
+    starts: tuple[int, ...] = (0,)
+    """The first step of every transformer: of one, or of two experts."""
 
     @property
     def num_steps(self) -> int:
@@ -48,15 +51,26 @@ class Calibration:
         """Numbers of full steps for which there is a plan."""
         return [count for count, plan in enumerate(self.plans) if plan.any()]
 
+    def expert(self, step: int) -> int:
+        """The number of the transformer that makes a step."""
+        return bisect_right(self.starts, step) - 1
+
     def weights(self, branch: str, anchors: Sequence[int], step: int) -> list[float]:
         """Weights over a branch's anchors (steps, newest first) that err least at `step`.
 
         Raises:
-            ConfigError: if the branch is none of the calibration's, as where the guidance is another's.
+            ConfigError: if the branch is none of the calibration's, as where the guidance is another's, or if the
+                anchors are of another transformer than the step.
         """
         if branch not in self.branches:
             raise ConfigError(f"tap.calibration has no branch {branch!r}; allowed: runs of {', '.join(self.branches)}")
-        found = fit(self.gram, self.mix, torch.tensor([list(anchors)]), torch.tensor([step]))
+        number = self.expert(step)
+        if any(self.expert(anchor) != number for anchor in anchors):
+            raise ConfigError(
+                f"tap.calibration is of transformers that begin at steps {list(self.starts)}, and step {step} is "
+                f"forecast from steps {list(anchors)}; allowed: a calibration of such runs"
+            )
+        found = fit(self.gram, self.mix[number], torch.tensor([list(anchors)]), torch.tensor([step]))
         return found[0, self.branches.index(branch)].tolist()
 
     def best_steps(self, count: int) -> list[int]:
@@ -73,7 +87,7 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Write the file; it is whole or not there."""
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        about = json.dumps({"branches": self.branches, **self.about}, sort_keys=True)
+        about = json.dumps({"branches": self.branches, "starts": self.starts, **self.about}, sort_keys=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temp:
             temp.write_bytes(to_bytes(tensors, metadata={"format": FORMAT, "about": about}))
@@ -82,13 +96,14 @@ class Calibration:
 def calibrate(
     branches: Sequence[str],
     gram: Float64[Tensor, "m m"],
-    mix: Float64[Tensor, " b"],
+    mix: Float64[Tensor, "e b"],
     sensitivity: Float64[Tensor, " s"],
     about: dict[str, Any],
+    starts: Sequence[int] = (0,),
 ) -> Calibration:
     """A calibration with its plans."""
-    plans = best_plans(gap_costs(gram, mix, sensitivity))
-    return Calibration(tuple(branches), gram, mix, sensitivity, plans, about)
+    plans = run_plans(gram, mix, sensitivity, starts)
+    return Calibration(tuple(branches), gram, mix, sensitivity, plans, about, tuple(starts))
 
 
 def load_calibration(path: Path) -> Calibration:
@@ -104,9 +119,11 @@ def load_calibration(path: Path) -> Calibration:
                 raise ValueError(f"its format is {meta.get('format')!r}, not {FORMAT!r}")
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
         about = json.loads(meta["about"])
-        branches = tuple(about.pop("branches"))
-        _check(len(branches), tensors)
-        found = Calibration(branches, **tensors, about=about)
+        branches, starts = tuple(about.pop("branches")), tuple(about.pop("starts", (0,)))
+        if tensors["mix"].ndim == 1:  # as files of one transformer had it, before there were files of two
+            tensors["mix"] = tensors["mix"][None]
+        _check(len(branches), starts, tensors)
+        found = Calibration(branches, **tensors, about=about, starts=starts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ConfigError(
             f"tap.calibration={str(path)!r} cannot be read ({error}); allowed: a file that tapvideo-calibrate wrote"
@@ -114,9 +131,12 @@ def load_calibration(path: Path) -> Calibration:
     return found
 
 
-def _check(branches: int, tensors: dict[str, Tensor]) -> None:
+def _check(branches: int, starts: tuple[int, ...], tensors: dict[str, Tensor]) -> None:
     steps = tensors["sensitivity"].numel()
-    shapes = {"gram": (branches * steps,) * 2, "mix": (branches,), "sensitivity": (steps,), "plans": (steps + 1, steps)}
+    if not starts or starts[0] != 0 or any(a >= b for a, b in zip(starts, [*starts[1:], steps], strict=True)):
+        raise ValueError(f"its transformers cannot begin at steps {list(starts)} of {steps}")
+    shapes = {"gram": (branches * steps,) * 2, "mix": (len(starts), branches), "sensitivity": (steps,)}
+    shapes["plans"] = (steps + 1, steps)
     kinds = {name: torch.bool if name == "plans" else torch.float64 for name in shapes}
     odd = [name for name, t in tensors.items() if (tuple(t.shape), t.dtype) != (shapes[name], kinds[name])]
     if odd:
@@ -127,5 +147,9 @@ def _check(branches: int, tensors: dict[str, Tensor]) -> None:
         raise ValueError("it has values that are not finite, or a sensitivity that is not positive")
     counts = tensors["plans"].sum(1)
     known = counts > 0
-    if not known.any() or not torch.equal(counts[known], known.nonzero()[:, 0]) or not tensors["plans"][known, 0].all():
+    if (
+        not known.any()
+        or not torch.equal(counts[known], known.nonzero()[:, 0])
+        or not tensors["plans"][known][:, list(starts)].all()
+    ):
         raise ValueError("its plans are none, or not of the numbers of full steps that they stand for")

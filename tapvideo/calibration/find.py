@@ -28,11 +28,16 @@ class RunKind:
     """Where `guidance` is an embedding: what mixes the branches, if there are two."""
     lora: str | None = None
     """What stands for LoRAs on the model, and their scale."""
+    boundary: float | None = None
+    """Where a second expert takes over, as a share of the noise."""
+    guidance_2: float | None = None
+    """Of the second expert, where it is another."""
 
     @property
-    def scale(self) -> float:
-        """What mixes the branches, where there are two."""
-        return self.guidance if self.true_cfg is None else self.true_cfg
+    def scales(self) -> list[float]:
+        """What mixes the branches, where there are two, by transformer."""
+        first = self.guidance if self.true_cfg is None else self.true_cfg
+        return [first] if self.boundary is None else [first, self.guidance_2 or first]
 
     def matches(self, calibration: Calibration) -> bool:
         """Whether a calibration is of such runs."""
@@ -44,7 +49,10 @@ class RunKind:
         shift = "" if self.flow_shift is None else f", flow_shift={self.flow_shift:g}"
         cfg = "" if self.true_cfg is None else f", true_cfg_scale={self.true_cfg:g}"
         lora = "" if self.lora is None else f" and LoRA {self.lora}"
-        return f"{self.weights}{lora} with {self.scheduler}{shift}, steps={self.steps}, guidance={self.guidance:g}{cfg}"
+        second = "" if self.guidance_2 is None else f", guidance_scale_2={self.guidance_2:g}"
+        edge = "" if self.boundary is None else f", boundary={self.boundary:g}"
+        run = f"steps={self.steps}, guidance={self.guidance:g}{cfg}{second}{edge}"
+        return f"{self.weights}{lora} with {self.scheduler}{shift}, {run}"
 
 
 def _same(wanted: object, known: object) -> bool:

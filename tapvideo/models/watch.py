@@ -44,14 +44,16 @@ class NoState(BaseState):
 class StepCounter:
     """Which step a call belongs to: as the pipeline tells, or counted by the calls of a branch."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 0) -> None:
+        """Where nobody tells, the first call of a branch is of step `first`."""
+        self._first = first
         self._calls: dict[str, int] = {}
 
     def next(self, context: CacheContext) -> int:
         """The step of a call, asked once a call."""
         if context.step_index is not None:
             return context.step_index
-        self._calls[context.name] = self._calls.get(context.name, -1) + 1
+        self._calls[context.name] = self._calls.get(context.name, self._first - 1) + 1
         return self._calls[context.name]
 
     def reset(self) -> None:
@@ -87,12 +89,12 @@ class _Root(ModelHook):
 class _Head(ModelHook):
     _is_stateful = True  # so that the pipeline's context reaches it
 
-    def __init__(self, adapter: ModelAdapter, root: _Root) -> None:
+    def __init__(self, adapter: ModelAdapter, root: _Root, first_step: int) -> None:
         super().__init__()
         self.adapter, self.root = adapter, root
         self.states = named_states(NoState)
         self.seen: tuple[Tensor, Tensor] | None = None
-        self.steps, self.step = StepCounter(), 0
+        self.steps, self.step = StepCounter(first_step), 0
 
     @property
     def context(self) -> CacheContext:
@@ -136,14 +138,19 @@ def blocks_of(transformer: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def watched(transformer: nn.Module, on_call: Callable[[StackCall], None]) -> Generator[None]:
+def watched(transformer: nn.Module, on_call: Callable[[StackCall], None], first_step: int = 0) -> Generator[None]:
     """Tells `on_call` of every pass through the blocks.
+
+    Args:
+        transformer: to watch.
+        on_call: is told.
+        first_step: with which this transformer begins, where another one makes those before.
 
     Raises:
         ValueError: if the model is not one that tapvideo knows.
     """
     blocks, root = blocks_of(transformer), _Root()
-    head = _Head(adapter_for(transformer), root)
+    head = _Head(adapter_for(transformer), root, first_step)
     hooks = {"": (transformer, root), "_head": (blocks[0], head), "_tail": (blocks[-1], _Tail(head, on_call))}
     with hooked(transformer, {f"{_HOOK_NAME}{name}": hook for name, hook in hooks.items()}):
         yield

@@ -7,8 +7,8 @@ from tapvideo.calibration.file import Calibration, calibrate
 BRANCHES = ("cond", "uncond")
 
 
-def made_up(steps=12, branches=BRANCHES, seed=0, guidance=5.0, **about) -> Calibration:
-    """A calibration of residuals on a smooth path; `about` beside the facts of a Wan run."""
+def made_up(steps=12, branches=BRANCHES, seed=0, guidance=5.0, starts=(0,), **about) -> Calibration:
+    """A calibration of residuals on a smooth path; `starts` of transformers, `about` beside the facts of a Wan run."""
     generator = torch.Generator().manual_seed(seed)
     time = torch.linspace(0, 1, steps, dtype=torch.float64)
     basis = torch.stack([torch.ones_like(time), time, torch.exp(-8 * time), torch.sin(5 * time)], 1)
@@ -21,4 +21,5 @@ def made_up(steps=12, branches=BRANCHES, seed=0, guidance=5.0, **about) -> Calib
         "weights": "org/wan", "scheduler": "UniPCMultistepScheduler", "flow_shift": 3.0, "steps": steps,
         "guidance": guidance,
     }  # fmt: skip
-    return calibrate(branches, flat @ flat.T, mix, sensitivity, facts | about)
+    mixes = mix.expand(len(starts), -1).contiguous()
+    return calibrate(branches, flat @ flat.T, mixes, sensitivity, facts | about, starts)

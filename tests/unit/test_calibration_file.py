@@ -59,7 +59,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
 
 def test_weights_are_of_the_branch_that_is_named():
     made = made_up()
-    found = fit(made.gram, made.mix, torch.tensor([[5, 3]]), torch.tensor([7]))[0]
+    found = fit(made.gram, made.mix[0], torch.tensor([[5, 3]]), torch.tensor([7]))[0]
     assert made.weights("cond", [5, 3], 7) == found[0].tolist()
     assert made.weights("uncond", [5, 3], 7) == found[1].tolist()
     with pytest.raises(ConfigError, match=r"tap.calibration has no branch 'other'; allowed: runs of cond, uncond"):

@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 
-from tapvideo.calibration.nodes import ANCHORS, best_plans, gap_costs, longest_gap
+from tapvideo.calibration.nodes import ANCHORS, best_plans, gap_costs, longest_gap, run_plans
 from tapvideo.calibration.weights import fit
 
 STEPS = 10
@@ -33,7 +33,7 @@ def mixing(branches):
 
 
 def plans_of(residuals, sensitivity):
-    return best_plans(gap_costs(gram_of(residuals), mixing(len(residuals)), sensitivity))
+    return run_plans(gram_of(residuals), mixing(len(residuals))[None], sensitivity)
 
 
 def coster(residuals, sensitivity):
@@ -167,7 +167,8 @@ def test_ties_are_broken_the_same_way():
     """Nothing costs anything: the last full step is as early as can be, then those before it as late as can be."""
     costs = gap_costs(gram_of(smooth(1, 12)), mixing(1), torch.ones(12, dtype=torch.float64))
     costs[torch.isfinite(costs)] = 0.0
-    plans = best_plans(costs)
-    assert torch.equal(plans, best_plans(costs.clone()))
+    plans, totals = best_plans(costs)
+    assert torch.equal(plans, best_plans(costs.clone())[0])
+    assert totals.isfinite().tolist() == plans.any(1).tolist()
     assert listed(plans[9]) == list(range(9))
     assert listed(plans[4]) == [0, 1, 5, 8]

@@ -40,7 +40,7 @@ def calibration(tmp_path, monkeypatch):
     monkeypatch.setenv("TAPVIDEO_HOME", str(tmp_path))
     kind = run_kind(GenerateConfig(steps=STEPS))
     residuals = torch.randn(2 * STEPS, 64, generator=torch.Generator().manual_seed(0)).double().cumsum(0)
-    flat, mix = torch.ones(STEPS, dtype=torch.float64), torch.tensor([6.0, -5.0], dtype=torch.float64)
+    flat, mix = torch.ones(STEPS, dtype=torch.float64), torch.tensor([[6.0, -5.0]], dtype=torch.float64)
     made = calibrate(["cond", "uncond"], residuals @ residuals.T, mix, flat, asdict(kind))
     made.save(own_folder() / "random.safetensors")
 

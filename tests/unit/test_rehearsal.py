@@ -40,8 +40,8 @@ def test_sensitivity_is_the_distance_over_the_error(pipe, asked, monkeypatch):
 
     def error(known, step):
         anchors = torch.tensor([[s for s in (step - 1, step - 2, step - 3) if s >= 0]])
-        found = fit(made.gram, made.mix, anchors, torch.tensor([step]))
-        wrong = errors(found, made.mix, anchors, torch.tensor([step]), 12)[0]
+        found = fit(made.gram, made.mix[0], anchors, torch.tensor([step]))
+        wrong = errors(found, made.mix[0], anchors, torch.tensor([step]), 12)[0]
         return math.sqrt(wrong @ known.gram @ wrong)
 
     def distances(_pipe, _config, _made, known, full):

@@ -131,7 +131,7 @@ def test_a_path_is_made_absolute(composed, random_overrides, own, tmp_path, monk
     assert resolve(config).tap.calibration == str(tmp_path / "one.safetensors")
 
 
-def test_two_experts_go_by_what_needs_no_calibration(composed, random_overrides, own, caplog, tmp_path):
+def test_two_experts_without_a_calibration(composed, random_overrides, own, caplog):
     config = composed(*random_overrides, "tap=default", "model.boundary=0.9")
     with caplog.at_level(logging.WARNING):
         found = resolve(config)
@@ -140,11 +140,26 @@ def test_two_experts_go_by_what_needs_no_calibration(composed, random_overrides,
     assert 0 < start < STEPS
     assert count(plan_steps(found)) == round(STEPS / 2.5)  # with the second one's warm-up
     assert resolve(found) == found
-    assert "because it has two experts" in caplog.text
-    named = replace(config, tap=replace(config.tap, calibration=str(tmp_path / "one.safetensors")))
-    refused = r"tap.calibration='.*' cannot be used: it has two experts; allowed: tap=paper schedule=spread"
-    with pytest.raises(ConfigError, match=refused):
-        resolve(named)
+    assert "guidance=6, boundary=0.9; tapvideo-calibrate makes one" in caplog.text
+
+
+def test_two_experts_with_a_calibration(composed, random_overrides, own, tmp_path):
+    config = composed(*random_overrides, "tap=default", "model.boundary=0.9")
+    start = experts(config)["transformer_2"].start
+    made = fitting(config, starts=(0, start))
+    made.save(own / "mine.safetensors")
+    found = resolve(config)
+    assert (found.tap.calibration, found.schedule.kind) == (str(own / "mine.safetensors"), "calibrated")
+    plan = plan_steps(found)
+    assert [step for step, kind in enumerate(plan) if kind is StepKind.FULL] == made.best_steps(round(STEPS / 2.5))
+    assert start in made.best_steps(round(STEPS / 2.5))
+    one, later = tmp_path / "one.safetensors", tmp_path / "later.safetensors"
+    made_up(steps=STEPS).save(one)
+    made_up(steps=STEPS, starts=(0, start + 1)).save(later)
+    for path, starts in ((one, r"\[0\]"), (later, rf"\[0, {start + 1}\]")):
+        named = replace(config, tap=replace(config.tap, calibration=str(path)))
+        with pytest.raises(ConfigError, match=rf"begin at steps {starts}, and this run's begin at \[0, {start}\]"):
+            resolve(named)
 
 
 def test_a_folder_is_named_after_what_a_calibration_says_not_where_it_lies(composed, random_overrides, own, tmp_path):
@@ -191,10 +206,16 @@ def test_the_python_api_knows_two_experts(wan, own):
     pipe = wan.random_pipeline(num_layers=1)
     made_up(steps=16).save(own / "mine.safetensors")
     pipe.register_modules(transformer_2=wan.random_transformer(num_layers=1))
-    assert default_config(pipe, steps=16, guidance=5.0, weights="org/wan").blend == 0
+    pipe.register_to_config(boundary_ratio=0.9)
+    asked = {"steps": 16, "guidance": 5.0, "weights": "org/wan", "guidance_2": 3.0}
+    assert default_config(pipe, **asked).blend == 0
     named = TapConfig(family="calibrated", calibration=str(own / "mine.safetensors"))
-    with pytest.raises(ConfigError, match=r"mine\.safetensors' is of one transformer, .* two experts"):
+    with pytest.raises(ConfigError, match=r"mine\.safetensors' is of 1 transformer\(s\), and this pipeline has 2"):
         enable_tap(pipe, named)
+    made_up(steps=16, starts=(0, 6), boundary=0.9, guidance_2=3.0).save(own / "both.safetensors")
+    assert default_config(pipe, **asked).calibration == str(own / "both.safetensors")
+    for other in ({"guidance_2": None}, {"guidance_2": 4.0}, {"guidance_2": 5.0}):
+        assert default_config(pipe, **asked | other).blend == 0
 
 
 @pytest.mark.parametrize("warmup", [2, 3])
