@@ -4,7 +4,7 @@ import torch
 
 from tapvideo.config import ConfigError, TapConfig
 from tapvideo.history import BranchState, StepContext
-from tapvideo.planning import check_starts, check_steps, read_calibration
+from tapvideo.planning import check_steps, read_calibration
 from tapvideo.predictors import Bank, calibrated_bank, candidate_bank
 
 
@@ -13,7 +13,7 @@ class Banks:
 
     def __init__(self, config: TapConfig) -> None:
         self.config = config
-        self.calibration = read_calibration(config) if config.uses_calibrated_weights else None
+        self.calibration = read_calibration(config)
         self._made: dict[tuple, Bank] = {}
 
     def coordinate(self, context: StepContext) -> float:
@@ -63,6 +63,5 @@ class Banks:
         """The calibrated weights of this branch and step."""
         assert self.calibration is not None
         check_steps(self.config, self.calibration, context.num_steps)
-        check_starts(self.config, self.calibration, state.first_step)
         anchors = [int(coordinate) for coordinate in state.coords]
         return self.calibration.weights(context.branch, anchors, context.step)

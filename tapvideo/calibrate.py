@@ -21,7 +21,7 @@ from tapvideo.pipeline import Pipeline, hide_loading_bars, load_pipeline
 from tapvideo.record import package_versions
 from tapvideo.recorder import Recorder, apart, mixture
 from tapvideo.rehearsal import Known, measure_sensitivity, rehearse, rehearsed_counts
-from tapvideo.resolve import run_kind
+from tapvideo.resolve import check_experts, run_kind
 from tapvideo.run_folder import read_prompts, slug
 from tapvideo.sample import sample
 from tapvideo.schedulers import experts
@@ -127,6 +127,7 @@ def _before(config: CalibrateConfig) -> Calibration | None:
         raise ConfigError(
             f"rehearse={config.rehearse!r} is not for {kind}; allowed: a calibration of such runs, or {AUTO}"
         )
+    check_experts(config, found, f"rehearse={config.rehearse!r}")
     return found
 
 

@@ -93,13 +93,13 @@ def _calibrated_steps(config: TapConfig, num_steps: int) -> list[int]:
     return found.best_steps(count)
 
 
-def check_starts(config: TapConfig, calibration: Calibration, first_step: int) -> None:
+def check_starts(config: TapConfig, calibration: Calibration | None, first_step: int) -> None:
     """Refuse a calibration of two experts in a run in which one of them took over at another step.
 
     Raises:
         ConfigError: if it is one.
     """
-    starts = calibration.starts
+    starts = (0,) if calibration is None else calibration.starts
     if len(starts) > 1 and first_step not in starts:
         raise ConfigError(
             f"tap.calibration={config.calibration!r} is for experts that begin at steps {list(starts)}, and one of "

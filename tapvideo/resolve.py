@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tapvideo.calibration import load_calibration
+from tapvideo.calibration import Calibration, load_calibration
 from tapvideo.calibration.find import RunKind, find_calibration
 from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ScheduleConfig, TapConfig
 from tapvideo.lora import lora_digests
@@ -34,6 +34,8 @@ def run_kind(config: GenerateConfig) -> RunKind:
     lora = f"{'+'.join(loras)} x {config.lora_scale:g}" if loras else None
     edge, second = config.model.boundary, config.model.call.get("guidance_scale_2")
     if edge is not None:
+        if second is not None and (isinstance(second, bool) or not isinstance(second, int | float)):
+            raise ConfigError(f"model.call.guidance_scale_2={second!r} is no number; allowed: a number, or null")
         kind = replace(kind, boundary=float(edge), guidance_2=_other(second, config.guidance))
     return replace(kind, true_cfg=cfg if cfg > 1 else None, lora=lora)
 
@@ -69,6 +71,10 @@ def _with_calibration(config: Config) -> Config:
     found = find_calibration(kind)
     if found is None:
         return _without(config, f"there is none for {kind}; tapvideo-calibrate makes one")
+    try:
+        check_experts(config, load_calibration(found), str(found))
+    except ConfigError as error:
+        return _without(config, str(error).partition(";")[0])
     return replace(config, tap=replace(config.tap, calibration=str(found)))
 
 
@@ -77,13 +83,27 @@ def _with_file(config: Config, path: Path) -> Config:
     calibration = load_calibration(path)
     if config.steps >= config.schedule.min_steps:  # or nothing is forecast
         check_steps(config.tap_config, calibration, config.steps)
-        starts = [steps.start for steps in experts(config).values()]
-        if list(calibration.starts) != starts:
-            raise ConfigError(
-                f"tap.calibration={str(path)!r} is for transformers that begin at steps {list(calibration.starts)}, "
-                f"and this run's begin at {starts}; allowed: a calibration of such runs, or tap=paper schedule=spread"
-            )
+        check_experts(config, calibration, f"tap.calibration={str(path)!r}")
     return replace(config, tap=replace(config.tap, calibration=str(path)))
+
+
+def check_experts(config: GenerateConfig, calibration: Calibration, what: str) -> None:
+    """Refuse a calibration of runs in which transformers begin at other steps.
+
+    Args:
+        config: of the run.
+        calibration: which it would go by.
+        what: key and value that name it.
+
+    Raises:
+        ConfigError: if it is one; or if where they begin follows from weights that are not at hand.
+    """
+    starts = [steps.start for steps in experts(config).values()]
+    if list(calibration.starts) != starts:
+        raise ConfigError(
+            f"{what} is for transformers that begin at steps {list(calibration.starts)}, and this run's begin at "
+            f"{starts}; allowed: a calibration of such runs, or tap=paper schedule=spread"
+        )
 
 
 def default_config(
@@ -109,11 +129,12 @@ def default_config(
     if Path(named).parent == ASSETS:
         named = f"builtin:{Path(named).name}"
     kind = _kind(pipe.scheduler, named, steps, guidance)
-    if getattr(pipe, "transformer_2", None) is not None:
+    is_split = getattr(pipe, "transformer_2", None) is not None
+    if is_split:
         kind = replace(
             kind, boundary=getattr(pipe.config, "boundary_ratio", None), guidance_2=_other(guidance_2, guidance)
         )
-    found = find_calibration(kind)
+    found = None if is_split and kind.boundary is None else find_calibration(kind)
     if found is None:
         return TapConfig(name=_without_name("default"), schedule=ScheduleConfig(kind="spread", speedup=speedup))
     schedule = ScheduleConfig(kind="calibrated", speedup=speedup)

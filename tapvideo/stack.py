@@ -16,7 +16,7 @@ from tapvideo.history import BranchState, StepContext
 from tapvideo.parallel.attention import Rows
 from tapvideo.parallel.kept import KeepOptions, KeptKV
 from tapvideo.parallel.shard import TokenShard
-from tapvideo.planning import make_plan
+from tapvideo.planning import check_starts, make_plan
 from tapvideo.predictors import Bank
 from tapvideo.probe import gram, proxy_error
 from tapvideo.recompute import stale_tokens
@@ -156,6 +156,7 @@ class TapStack(nn.Module):
             state.reset()
         if state.num_calls == 0:
             state.first_step = context.step
+            check_starts(self.config, self._banks.calibration, context.step)
         return self._due(context, state)
 
     def _due(self, context: StepContext, state: BranchState) -> StepKind:

@@ -33,7 +33,7 @@ class ScheduleConfig:
     interval: int | None = 4
     """Distance between full steps after the warm-up; 1 makes every step full."""
     warmup: int = 3
-    """Full steps at the start, of every branch and of every expert."""
+    """Full steps at the start, of every branch and of every expert; calibrated schedules have their own idea of it."""
     last: int = 1
     """Full steps at the end."""
     steps: list[int] = field(default_factory=list)
@@ -57,7 +57,7 @@ class ScheduleConfig:
 
     @property
     def expert_warmup(self) -> int:
-        """Full steps with which an expert begins that takes over in mid-run: calibration has its own idea of them."""
+        """Full steps with which an expert begins that takes over in mid-run."""
         return 1 if self.kind == "calibrated" else self.warmup
 
     def _check_beat(self) -> None:

@@ -4,6 +4,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,8 @@ def load_calibration(path: Path) -> Calibration:
 
 def _check(branches: int, starts: tuple[int, ...], tensors: dict[str, Tensor]) -> None:
     steps = tensors["sensitivity"].numel()
-    if not starts or starts[0] != 0 or any(a >= b for a, b in zip(starts, [*starts[1:], steps], strict=True)):
+    follow = all(type(a) is int and a < b for a, b in pairwise([*starts, steps]))
+    if not starts or starts[0] != 0 or not follow:
         raise ValueError(f"its transformers cannot begin at steps {list(starts)} of {steps}")
     shapes = {"gram": (branches * steps,) * 2, "mix": (len(starts), branches), "sensitivity": (steps,)}
     shapes["plans"] = (steps + 1, steps)

@@ -37,7 +37,7 @@ class RunKind:
     def scales(self) -> list[float]:
         """What mixes the branches, where there are two, by transformer."""
         first = self.guidance if self.true_cfg is None else self.true_cfg
-        return [first] if self.boundary is None else [first, self.guidance_2 or first]
+        return [first] if self.boundary is None else [first, first if self.guidance_2 is None else self.guidance_2]
 
     def matches(self, calibration: Calibration) -> bool:
         """Whether a calibration is of such runs."""

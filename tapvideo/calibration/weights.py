@@ -21,6 +21,8 @@ def fit(
 ) -> Float64[Tensor, "q b k"]:
     """Weights of every branch's anchors that forecast the guided sum of residuals at the target steps best.
 
+    A branch that counts nothing in the sum, as where guidance is 1, is forecast for its own sake.
+
     Args:
         gram: inner products of residuals, branch by branch, step by step: m = b * steps.
         mix: what each branch counts in the guided sum.
@@ -28,6 +30,13 @@ def fit(
         targets: step to forecast, of every problem.
     """
     branches, steps = len(mix), len(gram) // len(mix)
+    if branches > 1 and (mix == 0).any():
+        found = torch.empty(len(targets), branches, anchors.shape[1], dtype=gram.dtype)
+        for part in (mix != 0, *torch.eye(branches, dtype=torch.bool)[mix == 0]):
+            rows = part.repeat_interleave(steps)
+            own = torch.where(mix[part] == 0, 1.0, mix[part])
+            found[:, part] = fit(gram[rows][:, rows], own, anchors, targets)
+        return found
     offsets = torch.arange(branches) * steps
     known = (anchors[:, None, :] + offsets[:, None]).flatten(1)  # [q, b k]
     scale = mix.repeat_interleave(anchors.shape[1])

@@ -103,7 +103,7 @@ def _plan_of(config: PlanConfig, tap: TapConfig) -> tuple[TapConfig, Plan]:
     if model.boundary is not None:
         run = GenerateConfig(
             model=model, tap=config.tap, schedule=config.schedule, steps=config.steps,
-            scheduler=model.scheduler, flow_shift=model.flow_shift,
+            scheduler=model.scheduler, flow_shift=model.flow_shift, guidance=model.guidance,
         )  # fmt: skip
         run = resolve(run)
         return run.tap_config, plan_steps(run)

@@ -134,7 +134,7 @@ def test_a_file_from_before_there_were_two_experts_is_read(tmp_path):
     assert read.weights("cond", [3, 1], 4) == made.weights("cond", [3, 1], 4)
 
 
-@pytest.mark.parametrize("starts", [(), (1,), (0, 0), (0, 9, 5), (0, STEPS)])
+@pytest.mark.parametrize("starts", [(), (1,), (0, 0), (0, 9, 5), (0, STEPS), (False, True)])
 def test_transformers_that_cannot_begin_there_are_refused(two, tmp_path, starts):
     replace(two, starts=starts).save(tmp_path / "odd.safetensors")
     with pytest.raises(ConfigError, match="its transformers cannot begin at steps"):
@@ -154,6 +154,7 @@ def test_runs_of_other_boundaries_and_second_guidances_are_others(two):
     kind = RunKind("org/wan", "UniPCMultistepScheduler", 3.0, STEPS, 5.0, boundary=0.9, guidance_2=3.0)
     assert kind.scales == [5.0, 3.0]
     assert replace(kind, guidance_2=None).scales == [5.0, 5.0]
+    assert replace(kind, guidance_2=0.0).scales == [5.0, 0.0]
     assert str(kind).endswith("guidance=5, guidance_scale_2=3, boundary=0.9")
     fits = replace(two, about=asdict(kind))
     assert kind.matches(fits)
@@ -177,9 +178,27 @@ def test_an_expert_that_takes_over_elsewhere_is_refused(wan, two, tmp_path, boun
     pipe.register_modules(transformer_2=wan.random_transformer(num_layers=1))
     pipe.register_to_config(boundary_ratio=boundary)
     config = TapConfig(calibration=str(path), blend=0.5, schedule=ScheduleConfig(kind="calibrated", speedup=2.0))
-    enable_tap(pipe, config)
+    tap = enable_tap(pipe, config)
     with pytest.raises(ConfigError, match=message):
         wan.denoise(pipe, steps=STEPS)
+    tap.disable()
+    enable_tap(pipe, replace(config, blend=0.0))  # its full steps alone are no better
+    with pytest.raises(ConfigError, match=r"for experts that begin at steps \[0, 5\], and one of this run's began at"):
+        wan.denoise(pipe, steps=STEPS)
+
+
+def test_schedules_for_other_experts_are_not_rehearsed(asked_of_two, two, tmp_path):
+    config = asked_of_two(f"rehearse={tmp_path / 'two.safetensors'}", "dry_run=true")
+    replace(two, about=asdict(run_kind(config))).save(tmp_path / "two.safetensors")
+    message = r"rehearse='.*two.safetensors' is for transformers that begin at steps \[0, 5\]"
+    with pytest.raises(ConfigError, match=message):
+        calibrate.run(config)
+
+
+@pytest.mark.parametrize("value", ["high", "[3.0]", "true"])
+def test_a_second_guidance_that_is_no_number_is_refused(asked_of_two, value):
+    with pytest.raises(ConfigError, match=r"model.call.guidance_scale_2=.* is no number; allowed: a number, or null"):
+        run_kind(asked_of_two(f"model.call.guidance_scale_2={value}"))
 
 
 def test_an_expert_with_next_to_no_step_is_refused(asked_of_two):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from calibrations import made_up
 from hydra import compose, initialize_config_dir
 
 from tapvideo.config import TapConfig, config_dir
@@ -166,6 +167,15 @@ def test_two_experts_are_planned_as_they_run():
     forecast = planned("model=wan22", "tap=calibrated", "schedule=calibrated", "schedule.speedup=2.5")
     paper = planned("model=wan22", "tap=paper", "schedule=spread", "schedule.speedup=2.5")
     assert forecast.chosen.room == paper.chosen.room  # as a run would do without a calibration
+
+
+def test_two_experts_are_planned_by_their_calibration(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAPVIDEO_HOME", str(tmp_path))
+    of = {"weights": "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "flow_shift": 12.0, "boundary": 0.875, "guidance_2": 3.0}
+    made = made_up(steps=40, guidance=4.0, starts=(0, 26), **of)
+    made.save(tmp_path / "calibrations" / "two.safetensors")
+    plan = planned("model=wan22", "tap=default", "schedule.speedup=2.5").chosen.plan
+    assert [step for step, kind in enumerate(plan) if kind is StepKind.FULL] == made.best_steps(16)
 
 
 def test_a_model_of_unknown_sizes_is_refused(monkeypatch):

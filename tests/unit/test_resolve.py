@@ -153,6 +153,8 @@ def test_two_experts_with_a_calibration(composed, random_overrides, own, tmp_pat
     plan = plan_steps(found)
     assert [step for step, kind in enumerate(plan) if kind is StepKind.FULL] == made.best_steps(round(STEPS / 2.5))
     assert start in made.best_steps(round(STEPS / 2.5))
+    fitting(config, starts=(0, start + 1)).save(own / "mine.safetensors")  # by a scheduler with other settings
+    assert (resolve(config).tap.family, resolve(config).schedule.kind) == ("taylor", "explicit")
     one, later = tmp_path / "one.safetensors", tmp_path / "later.safetensors"
     made_up(steps=STEPS).save(one)
     made_up(steps=STEPS, starts=(0, start + 1)).save(later)
@@ -206,6 +208,7 @@ def test_the_python_api_knows_two_experts(wan, own):
     pipe = wan.random_pipeline(num_layers=1)
     made_up(steps=16).save(own / "mine.safetensors")
     pipe.register_modules(transformer_2=wan.random_transformer(num_layers=1))
+    assert default_config(pipe, steps=16, guidance=5.0, weights="org/wan").blend == 0  # where they change is not known
     pipe.register_to_config(boundary_ratio=0.9)
     asked = {"steps": 16, "guidance": 5.0, "weights": "org/wan", "guidance_2": 3.0}
     assert default_config(pipe, **asked).blend == 0
