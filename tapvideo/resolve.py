@@ -10,7 +10,7 @@ from tapvideo.calibration.find import RunKind, find_calibration
 from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ScheduleConfig, TapConfig
 from tapvideo.lora import lora_digests
 from tapvideo.planning import check_steps, spread_over_experts
-from tapvideo.schedulers import experts, make_scheduler
+from tapvideo.schedulers import experts, make_scheduler, second_start
 from tapvideo.weights import ASSETS
 
 logger = logging.getLogger(__name__)
@@ -121,22 +121,22 @@ def default_config(
         pipe: the pipeline, with the scheduler that it will run.
         steps: `num_inference_steps` of its calls.
         guidance: `guidance_scale` of its calls.
-        speedup: steps over full steps; where there is no calibration, what a second expert warms up on comes on top.
+        speedup: steps over full steps, among them those on which a second expert warms up.
         weights: hub id or folder, as they were named to `tapvideo-calibrate`; by default, what the pipeline says.
         guidance_2: `guidance_scale_2` of its calls, for the second of two experts.
     """
     named = weights or str(getattr(pipe.config, "_name_or_path", ""))
     if Path(named).parent == ASSETS:
         named = f"builtin:{Path(named).name}"
-    kind = _kind(pipe.scheduler, named, steps, guidance)
-    is_split = getattr(pipe, "transformer_2", None) is not None
-    if is_split:
-        kind = replace(
-            kind, boundary=getattr(pipe.config, "boundary_ratio", None), guidance_2=_other(guidance_2, guidance)
-        )
-    found = None if is_split and kind.boundary is None else find_calibration(kind)
-    if found is None:
-        return TapConfig(name=_without_name("default"), schedule=ScheduleConfig(kind="spread", speedup=speedup))
+    kind, starts = _kind(pipe.scheduler, named, steps, guidance), (0,)
+    if getattr(pipe, "transformer_2", None) is not None:
+        edge = getattr(pipe.config, "boundary_ratio", None)
+        kind = replace(kind, boundary=edge, guidance_2=_other(guidance_2, guidance))
+        starts = (0, 0 if edge is None else second_start(pipe.scheduler, edge, steps))
+    found = find_calibration(kind)
+    if found is None or load_calibration(found).starts != starts:
+        spread = ScheduleConfig(kind="spread", speedup=speedup)
+        return TapConfig(name=_without_name("default"), schedule=spread_over_experts(spread, steps, starts[-1]))
     schedule = ScheduleConfig(kind="calibrated", speedup=speedup)
     return TapConfig(name="default", blend=DEFAULT_BLEND, calibration=str(found), schedule=schedule)
 

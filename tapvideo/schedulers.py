@@ -102,6 +102,13 @@ def experts(config: GenerateConfig) -> dict[str, range]:
     return {"transformer": range(first), "transformer_2": range(first, config.steps)}
 
 
+def second_start(scheduler: Any, boundary: float, num_steps: int) -> int:
+    """The second expert's first step in a run of a pipeline with this scheduler, as Wan's pipelines count it."""
+    fresh = type(scheduler).from_config(scheduler.config)
+    fresh.set_timesteps(num_steps)
+    return sum(timestep >= boundary * fresh.config.num_train_timesteps for timestep in fresh.timesteps.tolist())
+
+
 def plan_steps(config: GenerateConfig) -> Plan:
     """The kinds of all steps; an expert that takes over in mid-run warms up first.
 

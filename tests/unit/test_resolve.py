@@ -211,11 +211,19 @@ def test_the_python_api_knows_two_experts(wan, own):
     assert default_config(pipe, steps=16, guidance=5.0, weights="org/wan").blend == 0  # where they change is not known
     pipe.register_to_config(boundary_ratio=0.9)
     asked = {"steps": 16, "guidance": 5.0, "weights": "org/wan", "guidance_2": 3.0}
-    assert default_config(pipe, **asked).blend == 0
+    fallback = default_config(pipe, **asked, speedup=2.0)
+    assert (fallback.blend, fallback.schedule.kind, len(fallback.schedule.steps)) == (0, "explicit", 8)
+    tap = enable_tap(pipe, fallback)
+    wan.denoise(pipe, steps=16)
+    assert tap.summary().full_steps == fallback.schedule.steps  # the second expert's warm-up is among them
+    start = min(record.step for record in tap.traces["transformer_2"].records)
+    tap.disable()
     named = TapConfig(family="calibrated", calibration=str(own / "mine.safetensors"))
     with pytest.raises(ConfigError, match=r"mine\.safetensors' is of 1 transformer\(s\), and this pipeline has 2"):
         enable_tap(pipe, named)
-    made_up(steps=16, starts=(0, 6), boundary=0.9, guidance_2=3.0).save(own / "both.safetensors")
+    made_up(steps=16, starts=(0, start + 1), boundary=0.9, guidance_2=3.0).save(own / "both.safetensors")
+    assert default_config(pipe, **asked).blend == 0  # of a scheduler with other settings
+    made_up(steps=16, starts=(0, start), boundary=0.9, guidance_2=3.0).save(own / "both.safetensors")
     assert default_config(pipe, **asked).calibration == str(own / "both.safetensors")
     for other in ({"guidance_2": None}, {"guidance_2": 4.0}, {"guidance_2": 5.0}):
         assert default_config(pipe, **asked | other).blend == 0
