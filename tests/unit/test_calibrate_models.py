@@ -12,7 +12,7 @@ from tapvideo.calibration import load_calibration
 from tapvideo.config import GenerateConfig, config_dir, from_hydra
 
 
-@pytest.mark.parametrize("model", ["ltx", "hunyuan", "cogvideox_2b", "hunyuan15", "hunyuan_i2v", "wan22"])
+@pytest.mark.parametrize("model", ["ltx", "hunyuan", "cogvideox_2b", "hunyuan15", "hunyuan_i2v", "wan22", "wan22_i2v"])
 def test_a_calibration_is_made_found_and_used(model, picture, tmp_path, monkeypatch):
     monkeypatch.setenv("TAPVIDEO_HOME", str(tmp_path / "home"))
     folder = pipelines_random.save(model, tmp_path / "weights")
