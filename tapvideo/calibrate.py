@@ -24,7 +24,7 @@ from tapvideo.rehearsal import Known, measure_sensitivity, rehearse, rehearsed_c
 from tapvideo.resolve import check_experts, run_kind
 from tapvideo.run_folder import read_prompts, slug
 from tapvideo.sample import sample
-from tapvideo.schedulers import experts
+from tapvideo.schedulers import expert_starts, experts
 from tapvideo.tap_config import AUTO
 
 T = TypeVar("T")
@@ -201,7 +201,7 @@ def _starts(config: CalibrateConfig) -> list[int]:
             f"steps={config.steps} and model.boundary={config.model.boundary} leave an expert next to nothing "
             f"({shares}); allowed: {_LEAST_OF_EXPERT} steps or more for each"
         )
-    return [steps.start for steps in parts.values()]
+    return expert_starts(config)
 
 
 def _some(known: list[T], count: int) -> list[T]:

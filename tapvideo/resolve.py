@@ -10,7 +10,7 @@ from tapvideo.calibration.find import RunKind, find_calibration
 from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ScheduleConfig, TapConfig
 from tapvideo.lora import lora_digests
 from tapvideo.planning import check_steps, spread_over_experts
-from tapvideo.schedulers import experts, make_scheduler, second_start
+from tapvideo.schedulers import expert_starts, make_scheduler, second_start
 from tapvideo.weights import ASSETS
 
 logger = logging.getLogger(__name__)
@@ -52,8 +52,7 @@ def resolve(config: Config) -> Config:
     config = _with_calibration(config)
     if config.model.boundary is None or not config.tap.enabled:
         return config
-    start = experts(config)["transformer_2"].start
-    return replace(config, schedule=spread_over_experts(config.schedule, config.steps, start))
+    return replace(config, schedule=spread_over_experts(config.schedule, config.steps, expert_starts(config)[-1]))
 
 
 def _with_calibration(config: Config) -> Config:
@@ -71,10 +70,9 @@ def _with_calibration(config: Config) -> Config:
     found = find_calibration(kind)
     if found is None:
         return _without(config, f"there is none for {kind}; tapvideo-calibrate makes one")
-    try:
-        check_experts(config, load_calibration(found), str(found))
-    except ConfigError as error:
-        return _without(config, str(error).partition(";")[0])
+    starts, known = expert_starts(config), list(load_calibration(found).starts)
+    if known != starts:
+        return _without(config, f"{found} is for transformers that begin at steps {known}, and these begin at {starts}")
     return replace(config, tap=replace(config.tap, calibration=str(found)))
 
 
@@ -98,7 +96,7 @@ def check_experts(config: GenerateConfig, calibration: Calibration, what: str) -
     Raises:
         ConfigError: if it is one; or if where they begin follows from weights that are not at hand.
     """
-    starts = [steps.start for steps in experts(config).values()]
+    starts = expert_starts(config)
     if list(calibration.starts) != starts:
         raise ConfigError(
             f"{what} is for transformers that begin at steps {list(calibration.starts)}, and this run's begin at "

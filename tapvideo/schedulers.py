@@ -21,7 +21,6 @@ from tapvideo.weights import component_config, find_configs, latent_grid, patch_
 
 Scheduler = SchedulerMixin
 
-_TRAINING_STEPS = 1000  # timesteps of a boundary are shares of these
 _MOCHI_THRESHOLD = 0.025  # of noise, up to which its pipeline goes in even steps
 
 
@@ -97,9 +96,17 @@ def experts(config: GenerateConfig) -> dict[str, range]:
     """Steps of every transformer of a run, by component name."""
     if config.model.boundary is None:
         return {"transformer": range(config.steps)}
-    edge = config.model.boundary * _TRAINING_STEPS
-    first = sum(timestep >= edge for _, timestep in noise_levels(config))
+    first = second_start(make_scheduler(config), config.model.boundary, config.steps)
     return {"transformer": range(first), "transformer_2": range(first, config.steps)}
+
+
+def expert_starts(config: GenerateConfig) -> list[int]:
+    """The first step of every transformer of a run.
+
+    Raises:
+        ConfigError: as `make_scheduler`.
+    """
+    return [steps.start for steps in experts(config).values()]
 
 
 def second_start(scheduler: Any, boundary: float, num_steps: int) -> int:
@@ -119,7 +126,7 @@ def plan_steps(config: GenerateConfig) -> Plan:
         plan = make_plan(config.tap_config, config.steps)
     except ValueError as error:
         raise ConfigError(f"{error} (steps={config.steps})") from error
-    starts = [steps.start for steps in experts(config).values() if steps and steps.start]
+    starts = [start for start in expert_starts(config) if 0 < start < config.steps]
     warm = {step for start in starts for step in range(start, start + config.schedule.expert_warmup)}
     return tuple(StepKind.FULL if step in warm else kind for step, kind in enumerate(plan))
 
