@@ -209,25 +209,26 @@ class TapStack(nn.Module):
         judged = error
         if self.config.choice == "sample":  # of all ranks' tokens, or each rank would choose for itself
             judged = self.shard.mean_over_tokens(error, context.given).expand_as(error)
-        choice, _ = select_predictor(judged, choice="token")
+        choice = select_predictor(judged, choice="token")
         # A companion is whole on every rank: each of them sees all there is to choose by.
-        choices = [choice, *(select_predictor(own, choice=self.config.choice)[0] for own in beside)]
+        choices = [choice, *(select_predictor(own, choice=self.config.choice) for own in beside)]
         output, labels = _forecast_parts(stream, state, [bank.applied[own] for own in choices]), bank.labels
         if state.kept is not None:
             rows = self._stale(error.gather(-1, choice[..., None]).squeeze(-1))
             if rows.own is not None and sum(rows.counts):
                 output = self._recompute(output, stream, rows, state.kept)
                 choice, labels = choice.index_fill(1, rows.own, len(labels)), (*labels, RECOMPUTED)
+        if self.config.maps:  # shares can be told from them
+            return output, {"labels": labels, "choice": choice.to(torch.int8)}
         shares = (choice[..., None] == torch.arange(len(labels), device=choice.device)).float().mean((0, 1))
-        kept = choice.to(torch.int8) if self.config.maps else None
-        return output, {"labels": labels, "choice": kept, "shares": shares}
+        return output, {"labels": labels, "shares": shares}
 
     def _errors(self, stream: Stream, partial: Stream, anchors: BranchState, bank: Bank) -> Float[Tensor, "b n p"]:
         """Of every candidate for every token; `partial` is what the probe's blocks made of the stream."""
         probe = self._block_probe(stream, partial) if self._depth else self._modulated(stream)
         assert probe is not None
         with exact_fp32(stream.hidden.device):
-            return proxy_error(gram(probe, anchors.probes), bank.weights, proxy=self.config.proxy)
+            return proxy_error(gram(probe, anchors.probes), bank.forms, proxy=self.config.proxy)
 
     def _stale(self, error: Float[Tensor, "b n"]) -> Rows:
         """The tokens to recompute, agreed on by all ranks: every rank sees the errors of all."""

@@ -64,7 +64,14 @@ class StepRecord:
     choice: Int8[Tensor, "b n"] | None = None
     """Index of the chosen candidate of every token; kept where maps are asked for."""
     shares: Tensor | None = None
-    """Share of tokens that chose each candidate [p], still on the device."""
+    """Share of tokens that chose each candidate [p], still on the device; where `choice` is not kept."""
+
+    def told_shares(self) -> list[float] | None:
+        """Share of tokens that chose each candidate; None where none was chosen."""
+        if self.choice is None:
+            return None if self.shares is None else self.shares.tolist()
+        counts = torch.bincount(self.choice.flatten().int(), minlength=len(self.labels))
+        return (counts / self.choice.numel()).tolist()
 
 
 @dataclass(slots=True)
@@ -101,12 +108,11 @@ class Trace:
 
     def shares(self, step: int) -> dict[str, float]:
         """Share of tokens per predictor on one step, over all branches, in the candidates' order."""
-        records = [r for r in self.records if r.step == step and r.shares is not None]
+        told = [(r.labels, found) for r in self.records if r.step == step and (found := r.told_shares()) is not None]
         total: dict[str, float] = {}
-        for record in records:
-            assert record.shares is not None
-            for label, share in zip(record.labels, record.shares.tolist(), strict=True):
-                total[label] = total.get(label, 0.0) + share / len(records)
+        for labels, shares in told:
+            for label, share in zip(labels, shares, strict=True):
+                total[label] = total.get(label, 0.0) + share / len(told)
         return total
 
 

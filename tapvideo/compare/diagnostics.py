@@ -19,7 +19,7 @@ from tapvideo.config import TapConfig
 from tapvideo.history import BranchState
 from tapvideo.models.watch import StackCall
 from tapvideo.predictors import Bank, candidate_bank
-from tapvideo.probe import gram, proxy_error
+from tapvideo.probe import forms, gram, proxy_error
 from tapvideo.schedule import Plan, StepKind
 
 _LEAST_GAIN = 0.01  # of the error: less is not worth a probe
@@ -88,7 +88,7 @@ class Shadow:
         into = self.steps.setdefault(call.step, StepSums())
         bank = self._bank(state, call.step, self.config.orders, self.config.lookback)
         weights = bank.weights.to(products.device)
-        proxy = proxy_error(products, weights, proxy=self.config.proxy).flatten(0, 1).double()  # [tokens, p]
+        proxy = proxy_error(products, forms(weights), proxy=self.config.proxy).flatten(0, 1).double()  # [tokens, p]
         length = truth[..., -1, -1].flatten().double()  # [tokens]
         missed = _squared(truth, weights, length)
         into.calls += 1
@@ -131,7 +131,7 @@ class Shadow:
 
 def _squared(truth: Tensor, weights: Tensor, length: Tensor) -> Float[Tensor, "t p"]:
     """Squared length of what candidates miss of the true residual."""
-    return proxy_error(truth, weights, proxy="l2").flatten(0, 1).double().square() * length[:, None]
+    return proxy_error(truth, forms(weights), proxy="l2").flatten(0, 1).double().square() * length[:, None]
 
 
 def unreachable(truth: Float[Tensor, "*b n k1 k1"]) -> Float64[Tensor, " t"]:

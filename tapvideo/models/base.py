@@ -52,6 +52,22 @@ class ProjectsText(Protocol):
 
 
 @runtime_checkable
+class MakesTables(Protocol):
+    """An adapter of a transformer that makes rotary tables for every call, which blocks alone read."""
+
+    rotary: str
+    """Name of the module that makes them."""
+
+
+@runtime_checkable
+class EmbedsAlike(Protocol):
+    """An adapter of a transformer that embeds latents and timestep without a look at the text."""
+
+    alike: tuple[str, ...]
+    """Modules that get the same tensor first in all branches of a step; what they make of the rest is for blocks."""
+
+
+@runtime_checkable
 class SeesCalls(Protocol):
     """An adapter of blocks that are not all called alike: `TapStack` gets the arguments of the first one alone."""
 

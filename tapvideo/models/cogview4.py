@@ -19,6 +19,7 @@ class CogView4Adapter(JointBlocks):
 
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     head: str = "proj_out"
+    rotary: str = "rope"
     arguments = (
         "hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "attention_mask", "attention_kwargs"
     )  # fmt: skip

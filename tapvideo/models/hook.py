@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from tapvideo.config import TapConfig
 from tapvideo.history import BranchState, StepContext
 from tapvideo.models import adapter_for
-from tapvideo.models.base import Call, ProjectsText, SeesCalls
+from tapvideo.models.base import Call, EmbedsAlike, MakesTables, ProjectsText, SeesCalls
 from tapvideo.models.branches import GUIDER_NAMES, TextBranches
 from tapvideo.models.calls import given_tokens, largest_timestep, refuse_disk_offload
 from tapvideo.models.clock import RunClock
 from tapvideo.models.processors import Processors
-from tapvideo.models.unread import unread
+from tapvideo.models.unread import Shared, UnreadTables, UnreadText, replaced
 from tapvideo.parallel.attention import SequenceAttention, resolve
 from tapvideo.parallel.guidance import BRANCHES, GuidanceExchange
 from tapvideo.parallel.shard import TokenShard
@@ -113,13 +113,19 @@ class TapHook(ModelHook):
         self._stand_ins |= {name: StandIn(getattr(transformer, name), ()) for name in others}
         # asked once: looking through a protocol takes as long as a small model's norm
         self._sees = self.adapter if isinstance(self.adapter, SeesCalls) else None
-        self._text = self.adapter.text_projection if isinstance(self.adapter, ProjectsText) else None
+        self._unread: dict[str, nn.Module] = {}
+        if isinstance(self.adapter, ProjectsText):
+            self._unread[self.adapter.text_projection] = UnreadText(layers[0].inner_dim)
+        if isinstance(self.adapter, MakesTables) and shard.is_whole:  # or a rank takes its own tokens' rows of them
+            self._unread[self.adapter.rotary] = UnreadTables()
+        shares = isinstance(self.adapter, EmbedsAlike) and self.guidance.is_alone  # or this rank sees one branch alone
+        self._shared = {name: Shared() for name in self.adapter.alike} if shares else {}
         self._signature = inspect.signature(type(transformer).forward)
         self._warned: set[str] = set()
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward around `TapStack`; as if TAP were off where the pipeline does not say where it is."""
-        call = self._signature.bind(module, *args, **kwargs).arguments
+        call = self._signature.bind(module, *args, **kwargs).arguments if args else kwargs
         timestep = call.get("timestep")
         if self._sees is not None:
             self._sees.see(module, call)
@@ -129,18 +135,24 @@ class TapHook(ModelHook):
         # The head modulates every token by its own timestep where there is one each, so it needs them all.
         self.stack.gathers = isinstance(timestep, Tensor) and timestep.ndim > 1
         try:
-            with self._without_text(module, call):
+            with self._with_least(module, call):
                 if self.guidance.is_alone:
                     return self._forward(module, args, kwargs)
                 return self._one_branch(module, call, args, kwargs)
         finally:
             self.stack.call = None
 
-    def _without_text(self, module: nn.Module, call: Call) -> AbstractContextManager[None]:
-        """Where no block will read the text, it is not projected."""
-        if self._text is None or not self.stack.runs_no_block(len(call["hidden_states"])):
+    def _with_least(self, module: nn.Module, call: Call) -> AbstractContextManager[None]:
+        """Where no block will run, what only blocks read is not made, and what branches have in common is made once."""
+        if not self.stack.runs_no_block(len(call["hidden_states"])):
+            self._forget_shared()  # blocks need the room
             return nullcontext()
-        return unread(module, self._text, self.processors.layers[0].inner_dim)
+        shared = self._shared if len(self.states._state_cache) > 1 else {}
+        return replaced(module, self._unread | shared)
+
+    def _forget_shared(self) -> None:
+        for shared in self._shared.values():
+            shared.forget()
 
     def _one_branch(self, module: nn.Module, call: Call, args: tuple, kwargs: dict[str, Any]) -> Any:
         """One guidance branch, here or on the ranks whose branch it is."""
@@ -166,12 +178,14 @@ class TapHook(ModelHook):
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget all anchors, as pipelines ask for at the end of a run."""
         self.states.reset()
+        self._forget_shared()
         return module
 
     def release(self) -> None:
         """Let go of what takes room: another expert has taken over."""
         for state in self.states._state_cache.values():
             state.branch.release()
+        self._forget_shared()
 
     def _locate(self, call: Call, grid: tuple[int, int, int]) -> tuple[StepContext, BranchState] | None:
         """Where the denoising loop stands, and the state of its branch; None where nobody tells."""

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor, LTXVideoTransformerBlock
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from tapvideo.chunks import token_chunks
+from tapvideo.chunks import by_pieces
 from tapvideo.models.base import Call
 from tapvideo.models.ltx_attention import LTXSequenceProcessor
 from tapvideo.models.sequence_processor import SequenceProcessor
@@ -29,13 +28,7 @@ def modulated(norm: nn.Module, table: Tensor, temb: Tensor, hidden: Float[Tensor
     own = table.to(temb.device)  # offloading by group leaves it on the CPU between full steps
     # [b, 1, d], or [b, n, d] where every token has its own timestep (image to video)
     shift, scale = (own[row] + temb.unflatten(-1, (len(own), -1))[:, :, row] for row in (0, 1))
-    batch, tokens, dim = hidden.shape
-    scale, shift = (1 + scale).expand(batch, tokens, dim), shift.expand(batch, tokens, dim)
-    out = torch.empty_like(hidden)
-    for row in range(batch):
-        for part in token_chunks(tokens, dim, hidden.device):
-            out[row, part] = norm(hidden[row, part]) * scale[row, part] + shift[row, part]
-    return out
+    return by_pieces(lambda x, scale, shift: norm(x) * scale + shift, hidden, 1 + scale, shift)
 
 
 class LTXAdapter:

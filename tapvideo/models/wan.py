@@ -10,7 +10,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanT
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from tapvideo.chunks import token_chunks
+from tapvideo.chunks import by_pieces
 from tapvideo.models.base import Call
 from tapvideo.models.wan_attention import WanSequenceProcessor
 from tapvideo.parallel.attention import SequenceAttention
@@ -25,6 +25,8 @@ class WanAdapter:
     block_lists: tuple[str, ...] = ("blocks",)
     head: str = "proj_out"
     text_projection: str = "condition_embedder.text_embedder"
+    rotary: str = "rope"
+    alike: tuple[str, ...] = ("patch_embedding", "condition_embedder")
     processor_class: type = WanAttnProcessor
     """Of the self-attention that a stand-in knows how to do."""
 
@@ -58,13 +60,8 @@ class WanAdapter:
         else:  # [b, 6, d]
             table = own + temb.float()
             shift, scale = table[:, :1], table[:, 1:2]
-        batch, tokens, dim = hidden.shape
-        scale, shift = (1 + scale).expand(batch, tokens, dim), shift.expand(batch, tokens, dim)
-        out = torch.empty_like(hidden)
-        for row in range(batch):
-            for part in token_chunks(tokens, dim, hidden.device):
-                out[row, part] = block.norm1(hidden[row, part].float()).mul_(scale[row, part]).add_(shift[row, part])
-        return out
+        norm = block.norm1
+        return by_pieces(lambda x, scale, shift: norm(x.float()).mul_(scale).add_(shift), hidden, 1 + scale, shift)
 
     def take_tokens(self, stream: Stream, positions: Int64[Tensor, " n"]) -> Stream:
         """Rotary tables go by position, and so do timesteps where every token has its own; text is for all."""

@@ -1,7 +1,7 @@
 """Families of predictors: anchor coordinates in, one weight vector per candidate out; no features in sight."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from torch import Tensor
 from tapvideo.predictors.lagrange import lagrange_weights
 from tapvideo.predictors.reuse import reuse_weights
 from tapvideo.predictors.taylor import taylor_weights
+from tapvideo.probe import Forms, forms
 
 FAMILIES = {"taylor": taylor_weights, "lagrange": lagrange_weights, "reuse": reuse_weights}
 """Name -> `weights(coords, target, order=...)`. A new family is one file, one line here and a value of `tap.family`."""
@@ -24,6 +25,12 @@ class Bank:
     labels: tuple[str, ...]
     applied: Float[Tensor, "p k"]
     """Of the residual's."""
+    forms: Forms = field(init=False)
+    """Of `weights`: once for all tokens, branches and runs."""
+
+    def __post_init__(self) -> None:
+        """Derive what follows from the weights."""
+        object.__setattr__(self, "forms", forms(self.weights))
 
     def blended(self, other: Sequence[float], share: float) -> "Bank":
         """The same candidates, judged alike, with a share of other weights in what they apply."""

@@ -9,7 +9,7 @@ from tapvideo import ScheduleConfig, TapConfig, enable_tap
 from tapvideo.cli import bench
 from tapvideo.config import RecomputeConfig
 from tapvideo.predictors import candidate_bank
-from tapvideo.probe import gram, proxy_error
+from tapvideo.probe import forms, gram, proxy_error
 from tapvideo.schedule import StepKind
 from tapvideo.select import forecast, select_predictor
 
@@ -42,8 +42,8 @@ def test_choice_and_forecast_equal_the_cpus():
     out, choices = {}, {}
     for device in ("cpu", "cuda"):
         anchors, residuals = [t.to(device) for t in rest[:3]], [t.to(device) for t in rest[3:]]
-        error = proxy_error(gram(probe.to(device), anchors), bank.to(device), proxy="cosine")
-        choice, _ = select_predictor(error, choice="token")
+        error = proxy_error(gram(probe.to(device), anchors), forms(bank.to(device)), proxy="cosine")
+        choice = select_predictor(error, choice="token")
         out[device] = forecast(hidden.to(device), residuals, bank.to(device)[choice]).cpu()
         choices[device] = choice.cpu()
     same = choices["cpu"] == choices["cuda"]

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -173,6 +174,12 @@ def test_summary_speaks(wan, pipe):
     assert set(summary.shares) == set(summary.forecast_steps)
     for shares in summary.shares.values():
         assert sum(shares.values()) == pytest.approx(1.0)
+    tap.disable()
+    tap = enable_tap(pipe, replace(config(), maps=False))  # nothing is kept of the tokens, but the shares are
+    wan.denoise(pipe)
+    assert all(record.choice is None for record in tap.trace.records)
+    for step, shares in tap.summary().shares.items():
+        assert shares == pytest.approx(summary.shares[step])
 
 
 def test_few_step_runs_are_left_alone(wan, pipe, caplog):

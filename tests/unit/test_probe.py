@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tapvideo.predictors import candidate_bank
-from tapvideo.probe import gram, proxy_error
+from tapvideo.probe import forms, gram, proxy_error
 
 BANK = candidate_bank(
     [10.0, 6.0, 2.0], 13.0, steps_ahead=3, family="taylor", orders=[0, 1, 2], lookback=4.0, spacing=1.0
@@ -34,7 +34,7 @@ def materialised(probe, anchors, bank, proxy):
 def test_proxy_error_equals_materialised(proxy, dtype, tolerance):
     """Against fp64 on the same (already rounded) features, so bf16 storage is held to the fp32 bound too."""
     probe, anchors = smooth_features(dtype)
-    error = proxy_error(gram(probe, anchors), BANK, proxy=proxy)
+    error = proxy_error(gram(probe, anchors), forms(BANK), proxy=proxy)
     expected = materialised(probe, anchors, BANK, proxy)
     torch.testing.assert_close(error.double(), expected, atol=tolerance, rtol=1e-3)
     assert (error.argmin(-1) == expected.argmin(-1)).float().mean() >= 0.999
@@ -44,7 +44,7 @@ def test_proxy_error_resolves_tiny_cosine_distances():
     """1 - cos of vectors 1e-5 apart is about 1e-10, far below fp32's spacing at 1."""
     probe, _ = smooth_features()
     anchors = [probe + 1e-5 * torch.randn(probe.shape, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    error = proxy_error(gram(probe, anchors), BANK, proxy="cosine")
+    error = proxy_error(gram(probe, anchors), forms(BANK), proxy="cosine")
     expected = materialised(probe, anchors, BANK, "cosine")
     torch.testing.assert_close(error.double(), expected, atol=0, rtol=2e-2)
 
@@ -53,13 +53,13 @@ def test_proxy_error_resolves_tiny_cosine_distances():
 def test_proxy_error_holds_for_weights_that_do_not_sum_to_one(proxy):
     probe, anchors = smooth_features()
     bank = torch.tensor([[0.5, 0.0, 0.0], [2.0, -0.5, 0.1], [-1.0, 0.0, 0.0]])
-    error = proxy_error(gram(probe, anchors), bank, proxy=proxy)
+    error = proxy_error(gram(probe, anchors), forms(bank), proxy=proxy)
     torch.testing.assert_close(error.double(), materialised(probe, anchors, bank, proxy), atol=1e-5, rtol=1e-4)
 
 
 def test_proxy_error_is_zero_for_an_exact_forecast():
     probe, anchors = smooth_features()
-    error = proxy_error(gram(anchors[0], anchors), torch.tensor([[1.0, 0.0, 0.0]]), proxy="cosine")
+    error = proxy_error(gram(anchors[0], anchors), forms(torch.tensor([[1.0, 0.0, 0.0]])), proxy="cosine")
     assert error.max() < 1e-6
     assert probe.shape == anchors[0].shape
 
@@ -67,7 +67,7 @@ def test_proxy_error_is_zero_for_an_exact_forecast():
 def test_proxy_error_of_zero_probe_is_finite():
     anchors = [torch.zeros(1, 4, 8)] * 3
     for proxy in ("cosine", "l2"):
-        assert torch.isfinite(proxy_error(gram(torch.zeros(1, 4, 8), anchors), BANK, proxy=proxy)).all()
+        assert torch.isfinite(proxy_error(gram(torch.zeros(1, 4, 8), anchors), forms(BANK), proxy=proxy)).all()
 
 
 def test_gram_does_not_depend_on_the_chunks():

@@ -48,12 +48,12 @@ def test_forecast_step_is_the_best_candidate_of_every_token(wan, pipe, proxy):
 
 
 def test_choice_is_made_in_fp32_under_autocast():
-    from tapvideo.probe import gram, proxy_error
+    from tapvideo.probe import forms, gram, proxy_error
 
     probe, *anchors = torch.randn(4, 1, 64, 32, generator=torch.Generator().manual_seed(0))
-    expected = proxy_error(gram(probe, anchors), torch.eye(3), proxy="l2")
+    expected = proxy_error(gram(probe, anchors), forms(torch.eye(3)), proxy="l2")
     with torch.autocast("cpu", torch.bfloat16), exact_fp32(torch.device("cpu")):
-        assert torch.equal(proxy_error(gram(probe, anchors), torch.eye(3), proxy="l2"), expected)
+        assert torch.equal(proxy_error(gram(probe, anchors), forms(torch.eye(3)), proxy="l2"), expected)
 
 
 def test_autocast_around_a_run_leaves_finite_latents_and_all_forecasts(wan, pipe):
