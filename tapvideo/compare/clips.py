@@ -1,6 +1,7 @@
 """One clip of one method: made, counted, timed, measured against its references, and kept."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -198,9 +199,12 @@ class Studio:
         self.store.write(key, asdict(result), ("video.mp4",))
         return key
 
-    def tuning_key(self, method: Method, clips: Any, target: float, tolerance: float) -> str:
-        """The store's name for settings that were found."""
-        return self._key({"tuned": method.key, "clips": clips, "target": target, "tolerance": tolerance})
+    def tuning_key(
+        self, method: Method, clips: Any, target: float, tolerance: float, variants: Sequence[Settings] = ()
+    ) -> str:
+        """The store's name for settings that were found; a preset that was changed or a new calibration has another."""
+        asked = {"clips": clips, "target": target, "tolerance": tolerance, "variants": list(variants)}
+        return self._key({"tuned": method.key, **asked})
 
     def _clip_key(self, method: Method, settings: Settings, prompt: str, seed: int, noise_seed: int | None) -> str:
         """The store's name for a clip; the budget that asked for it shapes nothing."""

@@ -33,12 +33,14 @@ class Tuner:
 
     def tune(self, method: Method, target: float) -> Tuned:
         """Settings of a method for a number of full passes; a method that cannot run says so in its note."""
-        key = self.studio.tuning_key(method, [self.prompts, self.seeds], target, self.tolerance)
-        kept = self.studio.store.read(key)
-        if kept is not None:
-            return Tuned(**kept)
         try:
-            tuned = self._search(method, target)
+            variants = method.variants(self.studio.bench, target)
+            asked = [variant.settings for variant in variants]
+            key = self.studio.tuning_key(method, [self.prompts, self.seeds], target, self.tolerance, asked)
+            kept = self.studio.store.read(key)
+            if kept is not None:
+                return Tuned(**kept)
+            tuned = self._search(method, variants, target)
         except NotPossible as error:
             return Tuned(failed=True, note=str(error))
         except Exception as error:  # whatever a peer raises, the others go on
@@ -48,10 +50,10 @@ class Tuner:
         self.studio.store.write(key, asdict(tuned))
         return tuned
 
-    def _search(self, method: Method, target: float) -> Tuned:
+    def _search(self, method: Method, variants: list[Variant], target: float) -> Tuned:
         fixed = self._calibration(method)
         trials: list[_Trial] = []
-        for variant in method.variants(self.studio.bench, target):
+        for variant in variants:
             whole = replace(variant, settings={**variant.settings, **fixed})
             trials.append(land(whole, target, self.tolerance, lambda settings: self._passes(method, settings)))
         landed = [t for t in trials if self._off(t, target) <= self.tolerance]

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tapvideo.compare.config import CompareConfig
 from tapvideo.compare.flops import count_flops, first_call
 from tapvideo.compare.methods import Bench, Knob, Method, Variant
 from tapvideo.compare.store import Store
+from tapvideo.config import ForecastConfig
 from tapvideo.report.compare_load import read_comparison
 
 pytestmark = pytest.mark.slow
@@ -133,3 +135,14 @@ def test_method_that_fails_on_the_way_is_a_row_and_the_rest_goes_on(config, made
     assert rows["broken"].num_failed == 2
     assert rows["broken"].note == "RuntimeError: out of luck"
     assert rows["steps-unipc"].num_clips == 2
+
+
+def test_a_preset_that_was_changed_is_tuned_anew(config, made):
+    """What was found for another one of its name is not taken for it."""
+    found = []
+    for proxy in ("cosine", "l2"):
+        presets = {**config.presets, "paper": ForecastConfig(name="paper", proxy=proxy)}
+        asked = replace(config, methods=["tap-paper"], presets=presets, name=f"by-{proxy}")
+        clips_made = read_comparison(run(asked, command="this")).clips
+        found.append({clip.settings["proxy"] for clip in clips_made if clip.method == "tap-paper"})
+    assert found == [{"cosine"}, {"l2"}]
