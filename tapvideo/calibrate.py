@@ -20,7 +20,7 @@ from tapvideo.models.watch import watched
 from tapvideo.pipeline import Pipeline, hide_loading_bars, load_pipeline
 from tapvideo.record import package_versions
 from tapvideo.recorder import Recorder, apart, mixture
-from tapvideo.rehearsal import Known, measure_sensitivity, rehearse, rehearsed_counts
+from tapvideo.rehearsal import Known, Shown, measure_sensitivity, rehearse, rehearsed_counts
 from tapvideo.resolve import check_experts, run_kind
 from tapvideo.run_folder import read_prompts, slug
 from tapvideo.sample import sample
@@ -49,6 +49,9 @@ class CalibrateConfig(GenerateConfig):
     """Those whose schedules are rehearsed: of a few that suggest themselves, the one that comes nearest is kept."""
     rehearsal_clips: int = 2
     """Clips on which that is done: of the same prompts, with seeds that the weights were not fitted to."""
+    moves: int = 0
+    """Further schedules that are tried for each of them: the best so far with one full step moved. Of use with a dozen
+    rehearsal clips or more; most of the schedules are dropped after a few of them."""
     rehearse: str | None = None
     """A calibration of such runs, or `auto` for the one that fits: only its schedules are rehearsed anew, for other
     `speedups` or on more clips."""
@@ -56,7 +59,7 @@ class CalibrateConfig(GenerateConfig):
     def __post_init__(self) -> None:
         """Check every value that does not depend on the model."""
         super().__post_init__()
-        for key, least in (("tokens", 1), ("probes", 1), ("probe_clips", 1), ("rehearsal_clips", 0)):
+        for key, least in (("tokens", 1), ("probes", 1), ("probe_clips", 1), ("rehearsal_clips", 0), ("moves", 0)):
             if getattr(self, key) < least:
                 raise ConfigError(f"{key}={getattr(self, key)!r} is too small; allowed: {least} or more")
         if self.steps < _LEAST_STEPS:
@@ -69,6 +72,9 @@ class CalibrateConfig(GenerateConfig):
             raise ConfigError(
                 f"rehearsal_clips=0, and rehearse={self.rehearse!r} does nothing else; allowed: 1 or more"
             )
+        if self.moves and not (self.rehearsal_clips and self.speedups):
+            lacking = "speedups=[]" if self.rehearsal_clips else "rehearsal_clips=0"
+            raise ConfigError(f"moves={self.moves!r} needs clips and speedups, and {lacking}; allowed here: 0")
         if self.output is not None and not self.output.endswith(SUFFIX):
             raise ConfigError(f"output={self.output!r} is no name of a calibration; allowed: names ending in {SUFFIX}")
 
@@ -108,10 +114,14 @@ def run(config: CalibrateConfig, *, command: str = "") -> Path:
 
 def _amount(config: CalibrateConfig, clips: int) -> str:
     if config.rehearse is not None:
-        return f"{min(clips, config.rehearsal_clips)} clips, on which schedules are rehearsed"
+        return f"{min(clips, config.rehearsal_clips)} clips, on which schedules are rehearsed{_moved(config)}"
     rehearsed = min(clips, config.rehearsal_clips) if config.speedups else 0
     told = f"{clips} clips, {min(clips, config.probe_clips)} of them {config.probes} times more"
-    return f"{told}; {rehearsed} others, on which schedules are rehearsed" if rehearsed else told
+    return f"{told}; {rehearsed} others, on which schedules are rehearsed{_moved(config)}" if rehearsed else told
+
+
+def _moved(config: CalibrateConfig) -> str:
+    return f", and up to {config.moves} more for each of {len(config.speedups)} speedups" if config.moves else ""
 
 
 def _before(config: CalibrateConfig) -> Calibration | None:
@@ -142,8 +152,11 @@ def _again(
     """The same calibration with schedules that were rehearsed once more."""
     watched_clips = [(prompt, seed) for prompt, seed in before.about.get("made", {}).get("clips", [])]
     chosen = unseen(_some(clips, config.rehearsal_clips), watched_clips)
-    again = {"command": command, "clips": chosen, "speedups": config.speedups, "versions": package_versions()}
-    found = replace(before, about={**before.about, "rehearsed": again})
+    facts = {"speedups": config.speedups, "moves": config.moves, "versions": package_versions()}
+    again = {"command": command, "clips": chosen, **facts}
+    earlier = before.about.get("rehearsed", [])
+    all_of_them = [*(earlier if isinstance(earlier, list) else [earlier]), again]
+    found = replace(before, about={**before.about, "rehearsed": all_of_them})
     return _rehearse(pipe, config, found, chosen, console)
 
 
@@ -151,12 +164,11 @@ def _rehearse(
     pipe: Pipeline, config: CalibrateConfig, found: Calibration, clips: list[tuple[str, int]], console: Console
 ) -> Calibration:
     """The calibration with the schedules that come nearest on these clips."""
-    known = []
+    shown = []
     for number, clip in enumerate(clips if rehearsed_counts(config.steps, found, config.speedups) else [], start=1):
         console.say(f"[rehearsal {number}/{len(clips)}] {clip[0]}, seed {clip[1]}")
-        final = sample(pipe, config, *clip, lambda step: None, decode=False).latents.cpu()
-        known.append(Known(clip, found.gram, final))
-    return rehearse(pipe, config, found, known, config.speedups, console)
+        shown.append(Shown(clip, sample(pipe, config, *clip, lambda step: None).frames))
+    return rehearse(pipe, config, found, shown, config.speedups, console, moves=config.moves)
 
 
 def unseen(clips: list[tuple[str, int]], seen: list[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -233,7 +245,7 @@ def _check_output(path: Path) -> None:
 
 def _made_from(config: CalibrateConfig, clips: list[tuple[str, int]], command: str) -> dict[str, Any]:
     keys = ("height", "width", "num_frames", "dtype", "tokens", "probes", "probe_clips", "speedups", "rehearsal_clips")
-    facts = {key: getattr(config, key) for key in keys}
+    facts = {key: getattr(config, key) for key in (*keys, "moves")}
     return {"command": command, "clips": clips, "versions": package_versions(), **facts}
 
 

@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from tapvideo.calibration.nodes import ANCHORS, run_plans
 from tapvideo.calibration.weights import errors, fit
 from tapvideo.config import ForecastConfig, GenerateConfig, ScheduleConfig
 from tapvideo.console import Console
+from tapvideo.moves import Steps, Tried, improve
 from tapvideo.pipeline import Pipeline, accelerated
 from tapvideo.resolve import DEFAULT_BLEND
-from tapvideo.sample import sample
+from tapvideo.sample import Sample, sample
 from tapvideo.schedule import StepKind, power_plan, spread_plan
 
 _TINY = 1e-12
@@ -36,6 +37,16 @@ class Known:
     gram: Float64[Tensor, "m m"]
     final: Float[Tensor, " b *latent"]
     """Latents where the un-accelerated run ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A clip on which schedules are rehearsed."""
+
+    clip: tuple[str, int]
+    """Prompt and seed."""
+    frames: Float[Tensor, "frames height width 3"]
+    """Of the un-accelerated run."""
 
 
 def measure_sensitivity(
@@ -82,24 +93,44 @@ def rehearse(
     pipe: Pipeline,
     config: GenerateConfig,
     calibration: Calibration,
-    clips: list[Known],
+    clips: list[Shown],
     speedups: Sequence[float],
     console: Console,
+    *,
+    moves: int = 0,
 ) -> Calibration:
-    """The calibration with the plans that came nearest on clips, where some were tried.
+    """The calibration with the plans whose frames came nearest on clips, where some were tried.
 
     What the search counts with is linear, and of calibrated weights alone; runs are not, and `tap=default` blends. So a
     few plans are tried with what it does: those found when sensitivity counts for less or for more than measured, and
-    some that need no calibration.
+    some that need no calibration. Of each number of full steps `moves` more follow from the best by moving single ones.
     """
     plans = calibration.plans.clone()
+
+    def score(steps: Steps, clip: int) -> float:
+        (error,) = _frame_errors(pipe, config, calibration, [clips[clip]], list(steps))
+        return math.log(max(error, _TINY))
+
+    def say(found: Tried, how: str = "") -> None:
+        console.say(f"{len(found.steps)} full steps at {list(found.steps)}{how}: PSNR {_decibels(found.mean):.2f} dB")
+
     for count in rehearsed_counts(config.steps, calibration, speedups) if clips else []:
-        tried: dict[tuple[int, ...], float] = {}
+        tried: list[Tried] = []
         for steps in candidates(calibration, count):
-            tried[steps] = _log_mean(_distances(pipe, config, calibration, clips, list(steps), blend=DEFAULT_BLEND))
-            console.say(f"{count} full steps at {list(steps)}: {math.exp(tried[steps]):.4g} from the un-accelerated")
+            off = _frame_errors(pipe, config, calibration, clips, list(steps))
+            tried.append(Tried(steps, tuple(math.log(max(value, _TINY)) for value in off)))
+            say(tried[-1])
+        best = improve(
+            score,
+            min(tried, key=lambda found: found.mean),
+            moves=moves,
+            num_steps=config.steps,
+            fixed=calibration.starts,
+            known=[found.steps for found in tried],
+            on_gain=lambda number, found: say(found, f" (move {number} of {moves})"),
+        )
         plans[count] = False
-        plans[count, list(min(tried, key=lambda steps: tried[steps]))] = True
+        plans[count, list(best.steps)] = True
     return replace(calibration, plans=plans)
 
 
@@ -138,17 +169,39 @@ def _through(steps: list[int], starts: Sequence[int]) -> tuple[int, ...]:
 
 
 def _distances(
+    pipe: Pipeline, config: GenerateConfig, calibration: Calibration, clips: list[Known], full: list[int]
+) -> list[float]:
+    """Relative L2 of final latents of runs with these full steps and calibrated weights alone, by clip."""
+    found = []
+    for known, made in zip(clips, _runs(pipe, config, calibration, clips, full, decode=False), strict=True):
+        moved = torch.linalg.vector_norm(made.latents.cpu().double() - known.final.double())
+        found.append((moved / torch.linalg.vector_norm(known.final.double())).item())
+    return found
+
+
+def _frame_errors(
+    pipe: Pipeline, config: GenerateConfig, calibration: Calibration, clips: list[Shown], full: list[int]
+) -> list[float]:
+    """Root mean square by which frames of runs of `tap=default` with these full steps are off, by clip.
+
+    Not of latents: late errors move them much and frames little, so schedules are ranked otherwise.
+    """
+    runs = _runs(pipe, config, calibration, clips, full, blend=DEFAULT_BLEND)
+    return [(made.frames - shown.frames).square().mean().sqrt().item() for shown, made in zip(clips, runs, strict=True)]
+
+
+def _runs(
     pipe: Pipeline,
     config: GenerateConfig,
     calibration: Calibration,
-    clips: list[Known],
+    clips: Sequence[Known | Shown],
     full: list[int],
     *,
     blend: float = 1.0,
-) -> list[float]:
-    """Relative L2 of final latents of runs with these full steps, by clip; `blend` 1 is calibrated weights alone."""
+    decode: bool = True,
+) -> Iterator[Sample]:
+    """Clips made with these full steps; `blend` 1 is calibrated weights alone."""
     schedule = ScheduleConfig(kind="explicit", steps=full, warmup=1, min_steps=0)
-    found = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"first{SUFFIX}"
         calibration.save(path)
@@ -156,10 +209,12 @@ def _distances(
         forecast = ForecastConfig(calibration=str(path), maps=False, **how)
         with accelerated(pipe, replace(config, tap=forecast, schedule=schedule)):
             for known in clips:
-                latents = sample(pipe, config, *known.clip, lambda _: None, decode=False).latents.cpu().double()
-                moved = torch.linalg.vector_norm(latents - known.final.double())
-                found.append((moved / torch.linalg.vector_norm(known.final.double())).item())
-    return found
+                yield sample(pipe, config, *known.clip, lambda _: None, decode=decode)
+
+
+def _decibels(log_error: float) -> float:
+    """PSNR of frames in [0, 1] whose root mean square error has this logarithm."""
+    return -20 * log_error / math.log(10)
 
 
 def _log_mean(values: Iterable[float]) -> float:

@@ -103,17 +103,20 @@ def test_several_ranks_are_refused(asked, monkeypatch):
         ("probes=0", "probes=0 is too small; allowed: 1 or more"),
         ("probe_clips=0", "probe_clips=0 is too small; allowed: 1 or more"),
         ("rehearsal_clips=-1", "rehearsal_clips=-1 is too small; allowed: 0 or more"),
+        ("moves=-1", "moves=-1 is too small; allowed: 0 or more"),
+        (["moves=3", "rehearsal_clips=0"], "moves=3 needs clips and speedups, and rehearsal_clips=0; allowed here: 0"),
+        (["moves=3", "speedups=[]"], r"moves=3 needs clips and speedups, and speedups=\[\]; allowed here: 0"),
         ("steps=11", "steps=11 leaves nothing to forecast; allowed: 12 or more"),
         ("probes=12", "probes=12 of 12 steps; allowed: 1 to 11"),
         ("speedups=[2,7]", r"speedups=\[2.0, 7.0\]; allowed: numbers above 1, up to 6"),
         ("speedups=[1]", r"speedups=\[1.0\]; allowed: numbers above 1, up to 6"),
         ("output=made.bin", "output='made.bin' is no name of a calibration; allowed: names ending in .safetensors"),
-        ("tokenz=1", "tokenz"),
+        ("+tokenz=1", "tokenz"),
     ],
 )
 def test_what_cannot_be_is_refused(asked, override, message):
     with pytest.raises(ConfigError, match=message):
-        asked(override if "tokenz" not in override else f"+{override}")
+        asked(*([override] if isinstance(override, str) else override))
 
 
 def test_a_dry_run_loads_and_writes_nothing(asked, own, monkeypatch, capsys):

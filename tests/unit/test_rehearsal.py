@@ -10,11 +10,11 @@ from calibrations import made_up
 from tapvideo import calibrate, rehearsal
 from tapvideo.calibration import load_calibration
 from tapvideo.calibration.weights import errors, fit
-from tapvideo.config import ConfigError
+from tapvideo.config import ConfigError, ForecastConfig, ScheduleConfig
 from tapvideo.console import Console
-from tapvideo.pipeline import load_pipeline
-from tapvideo.rehearsal import Known, _between, candidates, measure_sensitivity, rehearse
-from tapvideo.resolve import DEFAULT_BLEND
+from tapvideo.metrics import psnr
+from tapvideo.pipeline import accelerated, load_pipeline
+from tapvideo.rehearsal import Known, Shown, _between, candidates, measure_sensitivity, rehearse
 from tapvideo.sample import sample
 from tapvideo.schedule import StepKind, power_plan, spread_plan
 
@@ -59,15 +59,14 @@ def test_a_rehearsal_keeps_what_comes_nearest(pipe, asked, monkeypatch):
     assert len(tried) == len(set(tried)) > 1
     assert tuple(made.best_steps(9)) in tried
     assert all(len(steps) == 9 and steps[0] == 0 for steps in tried)
-    clips = [Known(("a", 0), made.gram, noise(1, 4))]
+    clips = [Shown(("a", 0), noise(1, 2, 2, 3))]
     monkeypatch.setattr(rehearsal, "candidates", lambda *_: tried)  # found once
     for best in tried:
 
-        def distances(*given, blend, best=best):
-            assert blend == DEFAULT_BLEND  # what is rehearsed is what runs
+        def errors_of(*given, best=best):
             return [0.1 if given[-1] == list(best) else 0.2]
 
-        monkeypatch.setattr(rehearsal, "_distances", distances)
+        monkeypatch.setattr(rehearsal, "_frame_errors", errors_of)
         found = rehearse(pipe, asked("steps=18"), made, clips, [2.0], QUIET)
         assert found.best_steps(9) == list(best)
         others = [count for count in range(19) if count != 9]
@@ -75,6 +74,49 @@ def test_a_rehearsal_keeps_what_comes_nearest(pipe, asked, monkeypatch):
     assert rehearse(pipe, asked("steps=18"), made, [], [2.0], QUIET).best_steps(9) == made.best_steps(9)
     least = made.full_steps[0]  # fewer cannot be had, and a row of their own would leave a hole
     assert torch.equal(rehearse(pipe, asked("steps=18"), made, clips, [18 / (least - 1)], QUIET).plans, made.plans)
+
+
+def test_a_rehearsal_goes_on_from_the_best_by_moves(pipe, asked, monkeypatch):
+    """Clips are tried one by one, with what runs, and a schedule that no candidate was is kept."""
+    made, goal = made_up(steps=18), [0, 2, 3, 5, 7, 8, 11, 13, 16]
+    clips = [Shown(("a", seed), noise(1, 2, 2, 3)) for seed in range(3)]
+    monkeypatch.setattr(rehearsal, "candidates", lambda *_: [(0, 2, 3, 5, 7, 8, 9, 10, 11)])
+
+    def errors_of(_pipe, _config, _made, shown, full):
+        return [math.exp(-0.1 * len({*full} & {*goal}) - clip.clip[1]) for clip in shown]
+
+    monkeypatch.setattr(rehearsal, "_frame_errors", errors_of)
+    found = rehearse(pipe, asked("steps=18"), made, clips, [2.0], QUIET, moves=400)
+    assert found.best_steps(9) == goal
+    others = [count for count in range(19) if count != 9]
+    assert torch.equal(found.plans[others], made.plans[others])
+
+
+def test_what_is_rehearsed_is_what_runs(asked, own):
+    """Frames of `tap=default` with these full steps, against the un-accelerated ones."""
+    config = asked("rehearse=auto")
+    path = calibrate.run(asked())
+    pipe, clip, full = load_pipeline(config), ("a red circle", 5), [0, 1, 2, 5, 8, 11]
+    plain = sample(pipe, config, *clip, lambda _: None).frames
+    (off,) = rehearsal._frame_errors(pipe, config, load_calibration(path), [Shown(clip, plain)], full)
+    forecast = ForecastConfig(name="default", blend=0.5, calibration=str(path))
+    schedule = ScheduleConfig(kind="explicit", steps=full, warmup=1, min_steps=0)
+    with accelerated(pipe, replace(config, tap=forecast, schedule=schedule)):
+        frames = sample(pipe, config, *clip, lambda _: None).frames
+    assert off > 0
+    assert -20 * math.log10(off) == pytest.approx(psnr(frames, plain), abs=1e-4)
+    assert rehearsal._decibels(math.log(off)) == pytest.approx(psnr(frames, plain), abs=1e-4)
+
+
+def test_moves_from_the_command_line(asked, own, capsys):
+    """A few real runs: the schedule is of as many steps, begins with a full one, and the file says how it was found."""
+    calibrate.run(asked())
+    path = calibrate.run(asked("rehearse=auto", "moves=2", "verbose=true"))
+    again = load_calibration(path)
+    assert [more["moves"] for more in again.about["rehearsed"]] == [2]
+    assert again.best_steps(6)[0] == 0
+    told = "".join(capsys.readouterr())
+    assert "on which schedules are rehearsed, and up to 2 more for each of 1 speedups" in told
 
 
 def test_a_rehearsal_sets_offloading_up_again(asked, monkeypatch):
@@ -114,7 +156,7 @@ def test_schedules_alone_can_be_rehearsed_again(asked, own, monkeypatch):
     assert torch.equal(again.gram, first.gram)
     assert torch.equal(again.sensitivity, first.sensitivity)
     assert again.about["made"] == first.about["made"]
-    assert [seed for _, seed in again.about["rehearsed"]["clips"]] == [4, 5]
+    assert [seed for _, seed in again.about["rehearsed"][-1]["clips"]] == [4, 5]
     named = asked(f"rehearse={path}", "output=other.safetensors")
     assert calibrate._before(named) is not None
 
@@ -138,18 +180,18 @@ def test_what_cannot_be_rehearsed_again(asked, own, tmp_path, overrides, message
 def test_clips_of_a_rehearsal_are_spread_over_all_and_end_as_un_accelerated_ones_do(asked, own, monkeypatch):
     calibrate.run(asked())
     seen = []
-    monkeypatch.setattr(calibrate, "rehearse", lambda pipe, config, found, known, *_: seen.extend(known) or found)
+    monkeypatch.setattr(calibrate, "rehearse", lambda pipe, config, found, known, *_, **__: seen.extend(known) or found)
     calibrate.run(asked("rehearse=auto", "seeds=[4,5,6,7]", "rehearsal_clips=2"))
     assert [known.clip[1] for known in seen] == [4, 6]
     config = asked()
-    for known in seen:
-        final = sample(load_pipeline(config), config, *known.clip, lambda _: None, decode=False).latents
-        assert torch.equal(known.final, final.cpu())
+    for shown in seen:
+        made = sample(load_pipeline(config), config, *shown.clip, lambda _: None)
+        assert torch.equal(shown.frames, made.frames)
 
 
 def test_no_clip_of_a_rehearsal_is_one_that_weights_were_fitted_to(asked, own, monkeypatch):
     seen = []
-    monkeypatch.setattr(calibrate, "rehearse", lambda pipe, config, found, known, *_: seen.append(known) or found)
+    monkeypatch.setattr(calibrate, "rehearse", lambda pipe, config, found, known, *_, **__: seen.append(known) or found)
     path = calibrate.run(asked("seeds=[3,4]", "rehearsal_clips=2"))
     assert [known.clip[1] for known in seen[0]] == [5, 6]
     made = load_calibration(path).about["made"]
