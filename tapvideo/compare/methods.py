@@ -8,7 +8,7 @@ from typing import Any
 from tapvideo.compare.flops import FlopLedger
 from tapvideo.config import GenerateConfig
 from tapvideo.models import adapter_for
-from tapvideo.models.base import ProjectsText
+from tapvideo.models.base import EmbedsAlike, ProjectsText
 from tapvideo.pipeline import Pipeline
 
 Settings = dict[str, Any]
@@ -35,12 +35,14 @@ class Bench:
         return 1 - self.ledger.share(*adapter_for(self.pipe.transformer).block_lists)
 
     @property
-    def text_cost(self) -> float:
-        """Full passes that the text takes before any block; 0 where it is projected on every call."""
-        adapter = adapter_for(self.pipe.transformer)
-        if not isinstance(adapter, ProjectsText):
-            return 0.0
-        return self.ledger.costs.get(adapter.text_projection, 0.0) / self.ledger.per_call
+    def forecast_cost(self) -> float:
+        """Full passes that a forecast step of TAP takes: no text is projected, and branches share what is alike."""
+        adapter, costs = adapter_for(self.pipe.transformer), self.ledger.costs
+        unread = adapter.text_projection if isinstance(adapter, ProjectsText) else None
+        alike = adapter.alike if isinstance(adapter, EmbedsAlike) and self.branches > 1 else ()
+        shared = sum(cost for part, cost in costs.items() if part != unread and part.partition(".")[0] in alike)
+        saved = costs.get(unread or "", 0.0) + shared * (1 - 1 / self.branches)
+        return self.skip_cost - saved / self.ledger.per_call
 
     @property
     def head_cost(self) -> float:

@@ -151,5 +151,5 @@ def _counts(bench: Bench, schedule: str) -> list[int]:
 def _planned_passes(bench: Bench, forecast: ForecastConfig, settings: Settings) -> float:
     plan = make_plan(configured(bench, forecast, settings).tap_config, bench.config.steps)
     full = plan.count(StepKind.FULL)
-    unread = bench.text_cost if forecast.probe == "modulated" else 0.0
-    return full + (len(plan) - full) * (bench.skip_cost - unread)
+    cost = bench.forecast_cost if forecast.probe == "modulated" else bench.skip_cost
+    return full + (len(plan) - full) * cost

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from calibrations import made_up
+from diffusers import AutoencoderKLWan
 
 from tapvideo import calibrate, recorder
 from tapvideo.calibration import load_calibration
@@ -166,7 +167,16 @@ def test_guidance_counts_as_the_pipeline_mixes_it(asked):
 
 
 def test_a_calibration_from_end_to_end(asked, composed, random_overrides, own, monkeypatch):
-    monkeypatch.setattr("diffusers.AutoencoderKLWan.decode", lambda *_, **__: pytest.fail("frames that nobody sees"))
+    decoded, decode, rehearse = [], AutoencoderKLWan.decode, calibrate._rehearse
+
+    def frames_are_made_from_here_on(*args):
+        assert not decoded, "nobody sees frames of clips that are recorded"
+        return rehearse(*args)
+
+    monkeypatch.setattr(
+        AutoencoderKLWan, "decode", lambda *args, **kwargs: decoded.append(1) or decode(*args, **kwargs)
+    )
+    monkeypatch.setattr(calibrate, "_rehearse", frames_are_made_from_here_on)
     config = asked()
     path = calibrate.run(config, command="tapvideo-calibrate x")
     assert list(own.iterdir()) == [path]
