@@ -50,9 +50,7 @@ def spread_over_experts(schedule: ScheduleConfig, num_steps: int, start: int) ->
     else:
         message = "tapvideo: schedule.speedup=%g allows %d full steps of %d, and two experts warm up on %d"
         logger.warning(message, schedule.speedup, most, num_steps, len(steps))
-    return ScheduleConfig(
-        kind="explicit", steps=steps, warmup=schedule.warmup, last=schedule.last, min_steps=schedule.min_steps
-    )
+    return ScheduleConfig(kind="explicit", steps=steps, warmup=schedule.warmup, min_steps=schedule.min_steps)
 
 
 def _halve_gaps(steps: list[int], count: int, num_steps: int) -> None:

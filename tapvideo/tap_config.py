@@ -1,6 +1,6 @@
 """Typed configuration of the method: which steps are full, and how the others are forecast."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 
 from tapvideo.checks import ConfigError, at_least, one_of, positive
 from tapvideo.parallel.attention import EXCHANGES
@@ -19,6 +19,9 @@ BY_SPEEDUP = ("spread", "calibrated")
 """Schedules that are told how many steps may be full, and not how far they are apart."""
 
 _MOST_CANDIDATES = 127  # choices are kept in one signed byte per token
+
+_USED_BY = {"last": "interval", "steps": "explicit"}
+"""Keys that one kind of schedule has a use for."""
 
 
 @dataclass(kw_only=True)
@@ -45,6 +48,7 @@ class ScheduleConfig:
         """Check every value."""
         one_of("schedule.kind", self.kind, SCHEDULES)
         self._check_beat()
+        self._check_idle()
         at_least("schedule.warmup", self.warmup, 1)
         at_least("schedule.last", self.last, 0)
         at_least("schedule.min_steps", self.min_steps, 0)
@@ -62,12 +66,13 @@ class ScheduleConfig:
 
     def _check_beat(self) -> None:
         """Each kind has its own measure of how many steps are full; another's would change nothing."""
+        if self.kind != "interval" and self.interval not in (None, 4):
+            own = "speedup" if self.kind in BY_SPEEDUP else "steps"
+            raise ConfigError(
+                f"schedule.interval={self.interval!r} is not for schedule={self.kind}; "
+                f"allowed: schedule.{own}, or schedule=interval"
+            )
         if self.kind in BY_SPEEDUP:
-            if self.interval not in (None, 4):
-                raise ConfigError(
-                    f"schedule.interval={self.interval!r} is not for schedule={self.kind}; "
-                    "allowed: schedule.speedup, or schedule=interval"
-                )
             if self.speedup is None:
                 raise ConfigError(f"schedule.speedup=null, and schedule.kind={self.kind} needs it; allowed: 1 or more")
             at_least("schedule.speedup", self.speedup, 1)
@@ -78,6 +83,15 @@ class ScheduleConfig:
         if self.interval is None:
             raise ConfigError(f"schedule.interval=null, and schedule.kind={self.kind} needs it; allowed: 1 or more")
         at_least("schedule.interval", self.interval, 1)
+
+    def _check_idle(self) -> None:
+        """What the kind has no use for would change nothing, and nobody would notice."""
+        defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
+        for key, kind in _USED_BY.items():
+            value = getattr(self, key)
+            if self.kind != kind and value != defaults[key]:
+                allowed = f"{defaults[key]!r}, or schedule={kind}"
+                raise ConfigError(f"schedule.{key}={value!r} is not for schedule={self.kind}; allowed: {allowed}")
 
     def count(self, num_steps: int) -> int:
         """Full steps of a run, of kinds that go by `speedup`."""

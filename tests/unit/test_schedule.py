@@ -129,6 +129,24 @@ def test_other_schedules_take_no_speedup(kind):
         ScheduleConfig(kind=kind, steps=[0, 3], interval=None)
 
 
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "allowed"),
+    [
+        ("calibrated", "last", 2, "1, or schedule=interval"),
+        ("spread", "last", 0, "1, or schedule=interval"),
+        ("explicit", "last", 2, "1, or schedule=interval"),
+        ("interval", "steps", [0, 5], r"\[\], or schedule=explicit"),
+        ("spread", "steps", [0, 5], r"\[\], or schedule=explicit"),
+        ("explicit", "interval", 7, "schedule.steps, or schedule=interval"),
+    ],
+)
+def test_what_a_schedule_has_no_use_for_is_refused(kind, key, value, allowed):
+    needed = {"interval": {}, "explicit": {"steps": [0, 4]}}.get(kind, {"speedup": 2.0})
+    ScheduleConfig(kind=kind, **needed)
+    with pytest.raises(ConfigError, match=rf"schedule.{key}=.* is not for schedule={kind}; allowed: {allowed}$"):
+        ScheduleConfig(kind=kind, **needed, **{key: value})
+
+
 def test_power_one_is_even():
     plan = power_plan(20, count=5, power=1.0)
     assert [i for i, kind in enumerate(plan) if kind is StepKind.FULL] == [0, 4, 8, 12, 16]
