@@ -20,7 +20,7 @@ from tapvideo.models.watch import watched
 from tapvideo.pipeline import Pipeline, hide_loading_bars, load_pipeline
 from tapvideo.record import package_versions
 from tapvideo.recorder import Recorder, apart, mixture
-from tapvideo.rehearsal import Known, Shown, measure_sensitivity, rehearse, rehearsed_counts
+from tapvideo.rehearsal import JUDGES, Known, Shown, measure_sensitivity, rehearse, rehearsed_counts
 from tapvideo.resolve import check_experts, run_kind
 from tapvideo.run_folder import read_prompts, slug
 from tapvideo.sample import sample
@@ -50,8 +50,8 @@ class CalibrateConfig(GenerateConfig):
     rehearsal_clips: int = 2
     """Clips on which that is done: of the same prompts, with seeds that the weights were not fitted to."""
     moves: int = 0
-    """Further schedules that are tried for each of them: the best so far with one full step moved. Of use with a dozen
-    rehearsal clips or more; most of the schedules are dropped after a few of them."""
+    """Further schedules that are tried for each of them: the best so far with one full step moved. Of use with two
+    dozen rehearsal clips or more; most schedules are dropped after a few. A third of the clips has the last word."""
     rehearse: str | None = None
     """A calibration of such runs, or `auto` for the one that fits: only its schedules are rehearsed anew, for other
     `speedups` or on more clips."""
@@ -99,6 +99,7 @@ def run(config: CalibrateConfig, *, command: str = "") -> Path:
     path = Path(config.output).expanduser() if config.output else own_folder() / f"{_name(config)}{SUFFIX}"
     clips = [(prompt, seed) for prompt in prompts for seed in config.seeds]
     before, _ = _before(config), _starts(config)
+    _check_moves(config, len(clips))
     console.say(f"{_amount(config, len(clips))}\n{path}")
     if config.dry_run:
         return path
@@ -110,6 +111,15 @@ def run(config: CalibrateConfig, *, command: str = "") -> Path:
     found.save(path)
     console.say(str(path))
     return path
+
+
+def _check_moves(config: CalibrateConfig, clips: int) -> None:
+    shown = min(clips, config.rehearsal_clips)
+    if config.moves and shown < JUDGES:
+        raise ConfigError(
+            f"moves={config.moves!r} needs {JUDGES} clips or more, one of which no move sees, and rehearsals have "
+            f"{shown}; allowed: 0, or rehearsal_clips={JUDGES} and as many prompts x seeds"
+        )
 
 
 def _amount(config: CalibrateConfig, clips: int) -> str:

@@ -166,6 +166,12 @@ def test_guidance_counts_as_the_pipeline_mixes_it(asked):
     assert not run_kind(embedded).matches(made)
 
 
+@pytest.mark.parametrize(("seeds", "shown"), [("[4,5]", 2), ("[4,5,6]", 2), ("[4,5,6]", 1)])
+def test_moves_need_a_clip_that_they_do_not_see(asked, seeds, shown):
+    with pytest.raises(ConfigError, match=f"moves=3 needs 3 clips or more, .* rehearsals have {shown}; allowed: 0, or"):
+        calibrate.run(asked("moves=3", f"seeds={seeds}", f"rehearsal_clips={5 if seeds == '[4,5]' else shown}"))
+
+
 def test_a_calibration_from_end_to_end(asked, composed, random_overrides, own, monkeypatch):
     decoded, decode, rehearse = [], AutoencoderKLWan.decode, calibrate._rehearse
 

@@ -92,6 +92,25 @@ def test_a_rehearsal_goes_on_from_the_best_by_moves(pipe, asked, monkeypatch):
     assert torch.equal(found.plans[others], made.plans[others])
 
 
+@pytest.mark.parametrize(("elsewhere", "is_kept"), [(-0.1, True), (0.1, False), (0.0, False)])
+def test_clips_that_no_move_saw_have_the_last_word(pipe, asked, monkeypatch, elsewhere, is_kept):
+    first, asked_of = (0, 2, 3, 5, 7, 8, 9, 10, 11), {}
+    made, clips = made_up(steps=18), [Shown(("a", seed), noise(1, 2, 2, 3)) for seed in range(6)]
+    monkeypatch.setattr(rehearsal, "candidates", lambda *_: [first])
+
+    def errors_of(_pipe, _config, _made, shown, full):
+        for clip in shown:
+            asked_of.setdefault(clip.clip[1], set()).add(tuple(full))
+        nearer = len({*full} - {*first})
+        return [math.exp(nearer * (elsewhere if clip.clip[1] in (2, 5) else -0.1)) for clip in shown]
+
+    monkeypatch.setattr(rehearsal, "_frame_errors", errors_of)
+    found = rehearse(pipe, asked("steps=18"), made, clips, [2.0], QUIET, moves=30)
+    assert (found.best_steps(9) != [*first]) is is_kept
+    assert len(asked_of[2]) == len(asked_of[5]) == 2
+    assert min(len(asked_of[clip]) for clip in (0, 1, 3, 4)) > 2
+
+
 def test_what_is_rehearsed_is_what_runs(asked, own):
     """Frames of `tap=default` with these full steps, against the un-accelerated ones."""
     config = asked("rehearse=auto")
@@ -111,7 +130,7 @@ def test_what_is_rehearsed_is_what_runs(asked, own):
 def test_moves_from_the_command_line(asked, own, capsys):
     """A few real runs: the schedule is of as many steps, begins with a full one, and the file says how it was found."""
     calibrate.run(asked())
-    path = calibrate.run(asked("rehearse=auto", "moves=2", "verbose=true"))
+    path = calibrate.run(asked("rehearse=auto", "moves=2", "seeds=[4,5,6]", "rehearsal_clips=3", "verbose=true"))
     again = load_calibration(path)
     assert [more["moves"] for more in again.about["rehearsed"]] == [2]
     assert again.best_steps(6)[0] == 0
