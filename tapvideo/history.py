@@ -22,6 +22,8 @@ class StepContext:
     sigma: float | None = None
     given: Bool[Tensor, "b n"] | None = None
     """Tokens of the whole sequence that are not denoised: a first frame's, which stands at timestep 0."""
+    repeats: bool = False
+    """Whether probes come from the very tensors of the call before, another branch's."""
 
 
 @dataclass(slots=True)
@@ -48,6 +50,10 @@ class BranchState:
         """The companion's anchors, which may be the first."""
         self.companion = self.companion or BranchState(self.depth)
         return self.companion
+
+    def parts(self, count: int) -> "list[BranchState]":
+        """Anchors of so many sequences, one or two."""
+        return [self] if count == 1 else [self, self.beside()]
 
     def push(self, step: int, coord: float, probe: Tensor | None, residual: Float[Tensor, "b n d"]) -> None:
         """Store a full step as the newest anchor and drop the oldest beyond `depth`.

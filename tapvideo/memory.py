@@ -10,6 +10,7 @@ import torch
 
 from tapvideo.config import ConfigError, TapConfig
 from tapvideo.models import adapter_for
+from tapvideo.models.base import EmbedsAlike, ModelAdapter
 from tapvideo.parallel.kept import kept_bytes
 from tapvideo.parallel.topology import Topology
 from tapvideo.planning import make_plan
@@ -60,8 +61,8 @@ def kept_on_this_rank(
     attentions: list[Any] = adapter.attentions(blocks)
     own = -(-tokens // topology.sp.size)  # the largest shard
     here = -(-branches // topology.cfg.size)
-    streams = 2 if config.needs_probe else 1
-    anchors = here * streams * config.anchors * own * attentions[0].inner_dim * transformer.dtype.itemsize
+    probes = _probes(adapter, config, here)
+    anchors = (here + probes) * config.anchors * own * attentions[0].inner_dim * transformer.dtype.itemsize
     if not config.recompute.budget:
         return Kept(anchors, 0)
     kept_layers = len(config.recompute.kv_layers) or len(blocks)
@@ -72,6 +73,13 @@ def kept_on_this_rank(
         elements = here * kept_layers * 2 * share * width
         kv += kept_bytes(elements, width // heads, dtype=transformer.dtype, kv_dtype=config.recompute.kv_dtype)
     return Kept(anchors, kv)
+
+
+def _probes(adapter: ModelAdapter, config: TapConfig, branches: int) -> int:
+    """How many branches keep a probe of their own."""
+    if not config.needs_probe:
+        return 0
+    return 1 if config.probe == "modulated" and isinstance(adapter, EmbedsAlike) else branches
 
 
 def num_tokens(transformer: Any, latent_size: tuple[int, int, int]) -> int:

@@ -24,6 +24,7 @@ from tapvideo.schedule import Plan, StepKind
 from tapvideo.select import forecast, select_predictor
 from tapvideo.stream import Stream, StreamAdapter
 from tapvideo.trace import StepRecord, Trace, timed
+from tapvideo.twin import Before
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class TapStack(nn.Module):
         """Where the loop stands, set around every forward by whoever knows."""
         self.gathers = False
         """Give out all ranks' tokens: more bytes than after the head, which then need not know of ranks."""
+        self._before: Before | None = None
         self._plans: dict[int, Plan] = {}
         self._banks = Banks(config)
         self.keep = KeepOptions(
@@ -141,6 +143,10 @@ class TapStack(nn.Module):
             if record.shares is not None:
                 record.shares = self.shard.comm.mean(record.shares, weight, what="trace")
 
+    def forget(self) -> None:
+        """The step's other branches will not come."""
+        self._before = None
+
     def runs_no_block(self, batch: int) -> bool:
         """Whether the coming forward of so many sequences is a forecast in which no block has a part."""
         if self.call is None or self._depth or self.config.recompute.budget:
@@ -182,30 +188,31 @@ class TapStack(nn.Module):
         device = stream.hidden.device
         state.trim(state.depth - 1)  # the oldest makes room before the blocks need it
         with timed(device) as before, torch.no_grad():
-            probes = [self._modulated(part) for part in _parts(stream)]
+            again = self._before.probe(context, state) if self._before else None
+            probes = [self._modulated(part) for part in stream.parts] if again is None else [again]
         depth, kept = self._depth, self._kept(state)
         partial = self._run_blocks(stream, stop=depth, kept=kept)
         output = self._run_blocks(partial, start=depth, kept=kept)
         with timed(device) as after, torch.no_grad():
             if depth:
-                probes = [self._block_probe(*both) for both in zip(_parts(stream), _parts(partial), strict=True)]
+                probes = [self._block_probe(*both) for both in zip(stream.parts, partial.parts, strict=True)]
             coordinate = self._banks.coordinate(context)
             for given, made, probe, anchors in zip(
-                _parts(stream), _parts(output), probes, _anchors(stream, state), strict=True
+                stream.parts, output.parts, probes, state.parts(len(stream.parts)), strict=True
             ):
                 anchors.push(context.step, coordinate, probe, made.hidden - given.hidden)
-        self.trace.note_bytes(context.branch, anchors=state.num_bytes, kv=kept.num_bytes if kept else 0)
+        shared = self._before.num_bytes(context, state) if self._before else 0
+        self.trace.note_bytes(context.branch, anchors=state.num_bytes - shared, kv=kept.num_bytes if kept else 0)
+        self._before = Before(context, state)
         return output, {"overhead": (before, after)}
 
     @torch.no_grad()
     def _forecast(self, stream: Stream, context: StepContext, state: BranchState) -> tuple[Stream, dict[str, Any]]:
         bank = self._banks.bank(context, state, stream.hidden.device)
         if not self._needs_probe:
-            weights = [bank.applied[:1, None] for _ in _parts(stream)]
+            weights = [bank.applied[:1, None] for _ in stream.parts]
             return _forecast_parts(stream, state, weights), {"labels": bank.labels[:1]}
-        partial = self._run_blocks(stream, stop=self._depth)
-        parts = zip(_parts(stream), _parts(partial), _anchors(stream, state), strict=True)
-        error, *beside = [self._errors(*part, bank) for part in parts]
+        error, *beside = self._errors(stream, context, state, bank)
         judged = error
         if self.config.choice == "sample":  # of all ranks' tokens, or each rank would choose for itself
             judged = self.shard.mean_over_tokens(error, context.given).expand_as(error)
@@ -223,12 +230,21 @@ class TapStack(nn.Module):
         shares = (choice[..., None] == torch.arange(len(labels), device=choice.device)).float().mean((0, 1))
         return output, {"labels": labels, "shares": shares}
 
-    def _errors(self, stream: Stream, partial: Stream, anchors: BranchState, bank: Bank) -> Float[Tensor, "b n p"]:
-        """Of every candidate for every token; `partial` is what the probe's blocks made of the stream."""
-        probe = self._block_probe(stream, partial) if self._depth else self._modulated(stream)
-        assert probe is not None
-        with exact_fp32(stream.hidden.device):
-            return proxy_error(gram(probe, anchors.probes), bank.forms, proxy=self.config.proxy)
+    def _errors(
+        self, stream: Stream, context: StepContext, state: BranchState, bank: Bank
+    ) -> list[Float[Tensor, "b n p"]]:
+        """Of every candidate for every token, by sequence; this rank's alone: exchanges are made for every branch."""
+        again = self._before.errors(context, state) if self._before else None
+        if again is not None:
+            return [again]
+        partial, found = self._run_blocks(stream, stop=self._depth), []
+        for given, made, anchors in zip(stream.parts, partial.parts, state.parts(len(stream.parts)), strict=True):
+            probe = self._block_probe(given, made) if self._depth else self._modulated(given)
+            assert probe is not None
+            with exact_fp32(given.hidden.device):
+                found.append(proxy_error(gram(probe, anchors.probes), bank.forms, proxy=self.config.proxy))
+        self._before = Before(context, state, found[0])
+        return found
 
     def _stale(self, error: Float[Tensor, "b n"]) -> Rows:
         """The tokens to recompute, agreed on by all ranks: every rank sees the errors of all."""
@@ -270,21 +286,11 @@ class TapStack(nn.Module):
         return partial.hidden - stream.hidden if self.config.probe == "block_residual" else partial.hidden
 
 
-def _parts(stream: Stream) -> list[Stream]:
-    """The sequences that the blocks change: the video's tokens, and a companion's where there is one."""
-    return [stream] if stream.companion is None else [stream, stream.companion]
-
-
-def _anchors(stream: Stream, state: BranchState) -> list[BranchState]:
-    """Of these sequences."""
-    return [state] if stream.companion is None else [state, state.beside()]
-
-
 def _forecast_parts(stream: Stream, state: BranchState, weights: Sequence[Tensor]) -> Stream:
     """What the blocks would make of these sequences, as their anchors foretell it."""
     hidden, *beside = [
         forecast(part.hidden, anchors.residuals, own)
-        for part, anchors, own in zip(_parts(stream), _anchors(stream, state), weights, strict=True)
+        for part, anchors, own in zip(stream.parts, state.parts(len(stream.parts)), weights, strict=True)
     ]
     companion = replace(stream.companion, hidden=beside[0]) if stream.companion is not None else None
     return replace(stream, hidden=hidden, companion=companion)

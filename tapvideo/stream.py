@@ -21,6 +21,11 @@ class Stream:
     """A second sequence, of a width of its own, that the same blocks change (LTX-2's sound): every rank has all of it,
     and it is forecast as the first is, from anchors of its own and by its own errors."""
 
+    @property
+    def parts(self) -> "list[Stream]":
+        """The sequences that the blocks change: the video's tokens, and a companion's where there is one."""
+        return [self] if self.companion is None else [self, self.companion]
+
 
 @runtime_checkable
 class StreamAdapter(Protocol):

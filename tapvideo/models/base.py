@@ -61,7 +61,7 @@ class MakesTables(Protocol):
 
 @runtime_checkable
 class EmbedsAlike(Protocol):
-    """An adapter of a transformer that embeds latents and timestep without a look at the text."""
+    """An adapter of a transformer that embeds latents and timestep without a look at the text, and so its probe."""
 
     alike: tuple[str, ...]
     """Modules that get the same tensor first in all branches of a step; what they make of the rest is for blocks."""

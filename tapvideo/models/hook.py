@@ -21,7 +21,7 @@ from tapvideo.models.branches import GUIDER_NAMES, TextBranches
 from tapvideo.models.calls import given_tokens, largest_timestep, refuse_disk_offload
 from tapvideo.models.clock import RunClock
 from tapvideo.models.processors import Processors
-from tapvideo.models.unread import Shared, UnreadTables, UnreadText, replaced
+from tapvideo.models.unread import LastCall, Shared, UnreadTables, UnreadText, replaced
 from tapvideo.parallel.attention import SequenceAttention, resolve
 from tapvideo.parallel.guidance import BRANCHES, GuidanceExchange
 from tapvideo.parallel.shard import TokenShard
@@ -120,6 +120,7 @@ class TapHook(ModelHook):
             self._unread[self.adapter.rotary] = UnreadTables()
         shares = isinstance(self.adapter, EmbedsAlike) and self.guidance.is_alone  # or this rank sees one branch alone
         self._shared = {name: Shared() for name in self.adapter.alike} if shares else {}
+        self._last_call = LastCall() if shares else None
         self._signature = inspect.signature(type(transformer).forward)
         self._warned: set[str] = set()
 
@@ -178,6 +179,7 @@ class TapHook(ModelHook):
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget all anchors, as pipelines ask for at the end of a run."""
         self.states.reset()
+        self.stack.forget()
         self._forget_shared()
         return module
 
@@ -185,6 +187,7 @@ class TapHook(ModelHook):
         """Let go of what takes room: another expert has taken over."""
         for state in self.states._state_cache.values():
             state.branch.release()
+        self.stack.forget()
         self._forget_shared()
 
     def _locate(self, call: Call, grid: tuple[int, int, int]) -> tuple[StepContext, BranchState] | None:
@@ -207,7 +210,11 @@ class TapHook(ModelHook):
             refuse_disk_offload(self.stack.blocks[0])
         self.clock.take_over(self.release)
         self.trace.grid = grid
-        return StepContext(told.name, step, num_steps, told.sigma, given_tokens(call, math.prod(grid))), state
+        given, repeats = (
+            given_tokens(call, math.prod(grid)),
+            bool(self._last_call and self._last_call.is_repeated(call)),
+        )
+        return StepContext(told.name, step, num_steps, told.sigma, given, repeats), state
 
     def _told(self, call: Call) -> CacheContext | None:
         """What the pipeline says of a call, or else what can be seen of it, if there is a pipeline."""

@@ -33,6 +33,7 @@ class Hunyuan15Adapter(HunyuanAdapter):
     """Probe and blocks of `HunyuanVideo15Transformer3DModel`, all of them dual-stream."""
 
     block_lists: tuple[str, ...] = ("transformer_blocks",)
+    alike: tuple[str, ...] = ("x_embedder", "time_embed")
     arguments = ("hidden_states", "encoder_hidden_states", "temb", "attention_mask", "freqs_cis")
 
     def modulated_input(self, block: nn.Module, stream: Stream) -> Float[Tensor, "b n d"]:

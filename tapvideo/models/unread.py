@@ -1,5 +1,6 @@
 """Not computing what only the blocks would read, nor anything twice, on steps on which no block runs."""
 
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -63,6 +64,32 @@ class Shared(nn.Module):
         if kept is None and _room(made) <= _ROOM:  # or this is the second branch, and gets something else
             self._kept = given, given._version, made
         return made
+
+
+class LastCall:
+    """The arguments of a transformer's last call but its text, to tell whether the next one gets the very same."""
+
+    def __init__(self) -> None:
+        self._arguments: dict[str, tuple[weakref.ref[Tensor], int] | Any] = {}
+
+    def is_repeated(self, call: Mapping[str, Any]) -> bool:
+        """Whether this call's are those, unchanged; from now on it is the last one."""
+        before, self._arguments = self._arguments, {}
+        given = {name: value for name, value in call.items() if not name.startswith("encoder_")}
+        if any(isinstance(value, Tensor) and value.is_inference() for value in given.values()):
+            return False  # nobody counts changes of these
+        self._arguments = {name: _mark(value) for name, value in given.items()}
+        return before.keys() == given.keys() and all(_is(value, before[name]) for name, value in given.items())
+
+
+def _mark(value: Any) -> Any:
+    return (weakref.ref(value), value._version) if isinstance(value, Tensor) else value
+
+
+def _is(value: Any, mark: Any) -> bool:
+    if not isinstance(value, Tensor):
+        return value is mark
+    return isinstance(mark, tuple) and mark[0]() is value and mark[1] == value._version
 
 
 def _room(made: Any) -> int:
