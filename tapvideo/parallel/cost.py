@@ -110,6 +110,8 @@ class Branch:
     batch: int = 1
     joint_text: int = 0
     """Text tokens that the blocks attend to jointly with the video's, on every rank."""
+    twin: bool = False
+    """Whether it comes after another one with the same latents, whose probe it has, and whose errors."""
 
     @property
     def _row(self) -> int:
@@ -121,6 +123,11 @@ class Branch:
         """Layers that keep keys and values."""
         layers = self.method.kv_layers
         return 0 if not self.method.recomputes else self.arch.layers if layers is None else layers
+
+    @property
+    def _probes(self) -> bool:
+        """Whether it makes probes, and keeps them; those of blocks have seen its text, and are its own."""
+        return self.method.has_probe and not (self.twin and not self.method.probe_depth)
 
     # -- messages
 
@@ -196,7 +203,7 @@ class Branch:
         if kind == "full":
             return self.batch * (outside + arch.layers * everyone)
         total = outside + method.probe_depth * everyone
-        if method.has_probe:
+        if self._probes:
             size = method.anchors + 1
             forms = size * size * method.candidates + (size * method.candidates if method.proxy == "cosine" else 0)
             total += 2 * self.tokens.own * (size * size * arch.dim + forms)
@@ -225,14 +232,14 @@ class Branch:
         """
         if kind == "full":
             return 0
-        streams = 2 if self.method.has_probe else 1
+        streams = 1 + self._probes
         return self._row * (3 * self.tokens.all + self.tokens.own * (2 + streams * self.method.anchors))
 
     # -- memory
 
     def anchor_bytes(self) -> int:
         """Of probes and residuals of all anchors."""
-        streams = 2 if self.method.has_probe else 1
+        streams = 1 + self._probes
         return streams * self.method.anchors * self.tokens.own * self._row
 
     def kept_kv_bytes(self) -> int:

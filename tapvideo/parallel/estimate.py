@@ -167,19 +167,18 @@ def estimate(clip: Clip, config: TapConfig, plan: Plan, mesh: Mesh, attention: s
     )  # fmt: skip
     stale = math.floor(recompute.budget * clip.tokens + _ROUNDING)
     count = clip.branches // mesh.cfg
-    steps: dict[Kind, StepCost] = {
-        "full": _step(branch, "full", None, count, mesh, machine),
-        "forecast": _step(branch, "forecast", None, count, mesh, machine),
-    }
+    branches = [branch, *[replace(branch, twin=True)] * (count - 1)]
+    kinds: tuple[Kind, ...] = ("full", "forecast")
+    steps = {kind: _step(branches, kind, None, mesh, machine) for kind in kinds}
     if stale:
-        steps["recompute"] = _step(branch, "forecast", Share.even(stale, mesh.sp), count, mesh, machine)
-    keeping = count if StepKind.FORECAST in plan else 0  # nothing is kept where nobody will ask for it
+        steps["recompute"] = _step(branches, "forecast", Share.even(stale, mesh.sp), mesh, machine)
+    keeping = branches if StepKind.FORECAST in plan else []  # nothing is kept where nobody will ask for it
     experts = {"none": clip.arch.experts, "model": 1}.get(clip.offload, 0)
     room = Room(
         experts * clip.arch.transformer_bytes(clip.dtype),
         clip.arch.pipeline_bytes(clip.dtype) if clip.offload == "none" else 0,
-        keeping * branch.anchor_bytes(),
-        keeping * branch.kept_kv_bytes(),
+        sum(each.anchor_bytes() for each in keeping),
+        sum(each.kept_kv_bytes() for each in keeping),
         recompute.kv_offload,
     )
     return Estimate(mesh, full, exchange, stale, steps, room, plan)
@@ -226,7 +225,8 @@ def _most_candidates(config: TapConfig, plan: Plan) -> int:
     return len(bank.labels)
 
 
-def _step(branch: Branch, kind: Kind, rows: Share | None, count: int, mesh: Mesh, machine: Machine) -> StepCost:
+def _step(branches: Sequence[Branch], kind: Kind, rows: Share | None, mesh: Mesh, machine: Machine) -> StepCost:
+    branch, count = branches[0], len(branches)
     named = "recompute" if rows is not None else kind
     messages = {
         key: Tally(count * tally.bytes, count * tally.calls) for key, tally in branch.messages(kind, rows).items()
@@ -238,14 +238,14 @@ def _step(branch: Branch, kind: Kind, rows: Share | None, count: int, mesh: Mesh
         prediction = branch.guidance_bytes() * (mesh.cfg - 1)
         messages[named, "guidance"] = Tally(prediction, 1)
         near, far = (near, far + prediction) if far_halves else (near + prediction, far)
-    flops = count * branch.flops(kind, rows)
+    flops = sum(each.flops(kind, rows) for each in branches)
     calls = sum(tally.calls for tally in messages.values())
     return StepCost(
         flops=flops,
         messages=messages,
         per_layer=branch.layer_messages(named, rows),
         compute=flops / (machine.tflops * 1e12),
-        memory=count * branch.traffic(kind) / (machine.memory * 1e9),
+        memory=sum(each.traffic(kind) for each in branches) / (machine.memory * 1e9),
         links=near / (machine.nvlink * 1e9) + far / (machine.internode * 1e9) + calls * machine.latency * 1e-6,
     )
 

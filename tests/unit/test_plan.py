@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,22 @@ def test_anchors_are_two_streams_of_as_many_full_steps_as_are_remembered():
     assert branch_of(1).anchor_bytes() == 6 * 75600 * 5120 * 2
     assert branch_of(8, anchors=2).anchor_bytes() == 4 * 9450 * 5120 * 2
     assert branch_of(1, has_probe=False, anchors=1).anchor_bytes() == 75600 * 5120 * 2
+
+
+def test_a_branch_that_follows_on_the_same_latents_makes_and_keeps_no_probes():
+    first, stream = branch_of(1), 75600 * 5120 * 2
+    twin = replace(first, twin=True)
+    assert (first.anchor_bytes(), twin.anchor_bytes()) == (6 * stream, 3 * stream)
+    assert first.traffic("forecast") - twin.traffic("forecast") == 3 * stream
+    assert first.flops("forecast") - twin.flops("forecast") == 2 * 75600 * (16 * 5120 + 16 * 15 + 4 * 15)
+    assert first.flops("full") == twin.flops("full")
+    of_a_block = branch_of(1, probe_depth=1)  # which sees the text
+    assert replace(of_a_block, twin=True).anchor_bytes() == of_a_block.anchor_bytes()
+    together, apart = (
+        planned(f"world={ranks}", f"parallel.cfg={ranks}", "parallel.sp=1", "scaling=[1]").chosen.room
+        for ranks in (1, 2)
+    )
+    assert 4 * together.anchors == 6 * apart.anchors
 
 
 def test_nothing_is_kept_where_every_step_is_full():
