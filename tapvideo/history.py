@@ -1,7 +1,8 @@
 """The last full steps of one branch: their coordinates, probes and stack residuals.
 
-State per branch is 2 K tensors of [b, n, d] in the model's dtype, whatever the number of layers. Wan-14B at 720p x 81
-frames has n = 75,600 and d = 5,120, hence 0.72 GiB per bf16 anchor and stream before sharding.
+State per branch is 2 K tensors of [b, n, d] in the model's dtype, whatever the number of layers; K of them are probes,
+which branches with the same latents have in common. Wan-14B at 720p x 81 frames has n = 75,600 and d = 5,120, hence
+0.72 GiB per bf16 anchor and stream before sharding.
 """
 
 from dataclasses import dataclass, field

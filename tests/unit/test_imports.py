@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "tapvideo"
 PURE = (
-    "predictors/", "probe.py", "select.py", "schedule.py", "history.py", "chunks.py", "recompute.py",
+    "predictors/", "probe.py", "select.py", "schedule.py", "history.py", "twin.py", "chunks.py", "recompute.py",
     "parallel/layout.py", "parallel/kept.py", "parallel/lse.py", "parallel/ledger.py", "calibration/weights.py",
     "calibration/nodes.py",
 )  # fmt: skip
