@@ -104,15 +104,20 @@ def check_shards(tokens: int, topology: Topology) -> None:
 
 
 def check_room(kept: Kept, config: TapConfig, device: torch.device) -> None:
-    """Refuse a run whose keys and values will not fit, before it starts.
+    """Refuse a run whose anchors, or keys and values, will not fit, before it starts.
 
     Raises:
         ConfigError: with the number of bytes that are needed and free.
     """
+    free = _free_bytes(device)
+    if kept.anchors > free:
+        raise ConfigError(
+            f"tap.anchors={config.anchors} of a video of this size keep {kept.anchors / _GIB:.1f} GiB on this rank, "
+            f"and {free / _GIB:.1f} GiB of {device.type} memory are free; allowed: what fits, e.g. with a smaller "
+            "height, width or num_frames, fewer tap.anchors (of fewer tap.orders), more ranks, or tap=off"
+        )
     where = torch.device("cpu") if config.recompute.kv_offload else device
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # the ranks of a machine share its memory
-    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else psutil.virtual_memory().available // local
-    beside = kept.anchors if where.type == device.type else 0
+    beside, free = (kept.anchors, free) if where.type == device.type else (0, _free_bytes(where))
     if kept.kv and kept.kv + beside > free:
         raise ConfigError(
             f"tap.recompute.budget={config.recompute.budget} keeps {kept.kv / _GIB:.1f} GiB of keys and values on this "
@@ -120,3 +125,11 @@ def check_room(kept: Kept, config: TapConfig, device: torch.device) -> None:
             "are free; allowed: what fits, e.g. with tap.recompute.kv_dtype=fp8, a list of tap.recompute.kv_layers, "
             "tap.recompute.kv_offload=true, or more ranks"
         )
+
+
+def _free_bytes(device: torch.device) -> int:
+    """That this rank may still take; the ranks of a machine share its memory."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's, but in nobody's use
+    return torch.cuda.mem_get_info(device)[0] + idle

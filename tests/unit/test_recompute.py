@@ -197,9 +197,13 @@ def test_what_does_not_fit_is_refused_with_the_number(pipe, monkeypatch):
     config = with_recompute(budget=0.25)
     kept = kept_on_this_rank(pipe.transformer, config, alone(), latent_size=(3, 4, 4), num_steps=16, branches=2)
     check_room(kept, config, torch.device("cpu"))
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000})())
-    with pytest.raises(ConfigError, match=r"tap.recompute.budget=0.25 keeps .* GiB .* allowed: .*kv_dtype=fp8"):
-        check_room(kept, config, torch.device("cpu"))
+    for free, named in (
+        (kept.anchors + kept.kv - 1, r"tap.recompute.budget=0.25 keeps .* GiB .* allowed: .*kv_dtype=fp8"),
+        (kept.anchors - 1, r"tap.anchors=3 of a video of this size keep .* GiB .* allowed: .* smaller height"),
+    ):
+        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: type("Memory", (), {"available": free})())
+        with pytest.raises(ConfigError, match=named):
+            check_room(kept, config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
