@@ -24,7 +24,7 @@ class StepContext:
     given: Bool[Tensor, "b n"] | None = None
     """Tokens of the whole sequence that are not denoised: a first frame's, which stands at timestep 0."""
     repeats: bool = False
-    """Whether probes come from the very tensors of the call before, another branch's."""
+    """Whether the call is the one before it, but for the text: another branch's, or the same one's again."""
 
 
 @dataclass(slots=True)

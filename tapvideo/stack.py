@@ -144,7 +144,7 @@ class TapStack(nn.Module):
                 record.shares = self.shard.comm.mean(record.shares, weight, what="trace")
 
     def forget(self) -> None:
-        """The step's other branches will not come."""
+        """What comes next is no branch of this step."""
         self._before = None
 
     def runs_no_block(self, batch: int) -> bool:
@@ -184,12 +184,14 @@ class TapStack(nn.Module):
     def _full(self, stream: Stream, context: StepContext, state: BranchState) -> tuple[Stream, dict[str, Any]]:
         if StepKind.FORECAST not in self.plan(context.num_steps)[context.step :]:
             state.release()  # nobody will ask for anchors any more, and the VAE is glad of the room
+            self.forget()
             return self._run_blocks(stream), {}
         device = stream.hidden.device
         state.trim(state.depth - 1)  # the oldest makes room before the blocks need it
         with timed(device) as before, torch.no_grad():
             again = self._before.probe(context, state) if self._before else None
-            probes = [self._modulated(part) for part in stream.parts] if again is None else [again]
+            own = again is None or stream.companion is not None
+            probes = [self._modulated(part) for part in stream.parts] if own else [again]
         depth, kept = self._depth, self._kept(state)
         partial = self._run_blocks(stream, stop=depth, kept=kept)
         output = self._run_blocks(partial, start=depth, kept=kept)
@@ -235,7 +237,7 @@ class TapStack(nn.Module):
     ) -> list[Float[Tensor, "b n p"]]:
         """Of every candidate for every token, by sequence; this rank's alone: exchanges are made for every branch."""
         again = self._before.errors(context, state) if self._before else None
-        if again is not None:
+        if again is not None and stream.companion is None:
             return [again]
         partial, found = self._run_blocks(stream, stop=self._depth), []
         for given, made, anchors in zip(stream.parts, partial.parts, state.parts(len(stream.parts)), strict=True):

@@ -25,9 +25,8 @@ class Before:
 
     def errors(self, context: StepContext, state: BranchState) -> Float[Tensor, "b n p"] | None:
         """The errors that another branch would find once more; None where its anchors or its probe are not the same."""
-        return (
-            self.error if self._is_of(context, state) and len(_same(self.state, state)) == len(state.probes) else None
-        )
+        same = self.state.coords == state.coords and len(_same(self.state, state)) == len(state.coords)
+        return self.error if same and self._is_of(context, state) else None
 
     def num_bytes(self, context: StepContext, state: BranchState) -> int:
         """Bytes of the probes that another branch has from this one."""

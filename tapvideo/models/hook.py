@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from tapvideo.config import TapConfig
 from tapvideo.history import BranchState, StepContext
 from tapvideo.models import adapter_for
+from tapvideo.models.alike import Alike
 from tapvideo.models.base import Call, EmbedsAlike, MakesTables, ProjectsText, SeesCalls
 from tapvideo.models.branches import GUIDER_NAMES, TextBranches
 from tapvideo.models.calls import given_tokens, largest_timestep, refuse_disk_offload
 from tapvideo.models.clock import RunClock
 from tapvideo.models.processors import Processors
-from tapvideo.models.unread import LastCall, Shared, UnreadTables, UnreadText, replaced
+from tapvideo.models.unread import UnreadTables, UnreadText, replaced
 from tapvideo.parallel.attention import SequenceAttention, resolve
 from tapvideo.parallel.guidance import BRANCHES, GuidanceExchange
 from tapvideo.parallel.shard import TokenShard
@@ -119,8 +120,7 @@ class TapHook(ModelHook):
         if isinstance(self.adapter, MakesTables) and shard.is_whole:  # or a rank takes its own tokens' rows of them
             self._unread[self.adapter.rotary] = UnreadTables()
         shares = isinstance(self.adapter, EmbedsAlike) and self.guidance.is_alone  # or this rank sees one branch alone
-        self._shared = {name: Shared() for name in self.adapter.alike} if shares else {}
-        self._last_call = LastCall() if shares else None
+        self._alike = Alike(self.adapter.alike if shares else None)
         self._signature = inspect.signature(type(transformer).forward)
         self._warned: set[str] = set()
 
@@ -131,7 +131,10 @@ class TapHook(ModelHook):
         if self._sees is not None:
             self._sees.see(module, call)
         grid = self.adapter.token_grid(module, self.adapter.latent_size(call))
-        self.stack.call = self._locate(call, grid)
+        repeats = self._alike.is_repeated(call)
+        if not repeats:
+            self.stack.forget()  # what was found for other latents
+        self.stack.call = self._locate(call, grid, repeats)
         self.stack.shard.enter(grid, call["hidden_states"].device)
         # The head modulates every token by its own timestep where there is one each, so it needs them all.
         self.stack.gathers = isinstance(timestep, Tensor) and timestep.ndim > 1
@@ -146,14 +149,10 @@ class TapHook(ModelHook):
     def _with_least(self, module: nn.Module, call: Call) -> AbstractContextManager[None]:
         """Where no block will run, what only blocks read is not made, and what branches have in common is made once."""
         if not self.stack.runs_no_block(len(call["hidden_states"])):
-            self._forget_shared()  # blocks need the room
+            self._alike.make_room()  # blocks need it
             return nullcontext()
-        shared = self._shared if len(self.states._state_cache) > 1 else {}
+        shared = self._alike.shared if len(self.states._state_cache) > 1 else {}
         return replaced(module, self._unread | shared)
-
-    def _forget_shared(self) -> None:
-        for shared in self._shared.values():
-            shared.forget()
 
     def _one_branch(self, module: nn.Module, call: Call, args: tuple, kwargs: dict[str, Any]) -> Any:
         """One guidance branch, here or on the ranks whose branch it is."""
@@ -179,18 +178,21 @@ class TapHook(ModelHook):
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget all anchors, as pipelines ask for at the end of a run."""
         self.states.reset()
-        self.stack.forget()
-        self._forget_shared()
+        self._forget()
         return module
 
     def release(self) -> None:
         """Let go of what takes room: another expert has taken over."""
         for state in self.states._state_cache.values():
             state.branch.release()
-        self.stack.forget()
-        self._forget_shared()
+        self._forget()
 
-    def _locate(self, call: Call, grid: tuple[int, int, int]) -> tuple[StepContext, BranchState] | None:
+    def _forget(self) -> None:
+        """The step's other branches will not come."""
+        self._alike.forget()
+        self.stack.forget()
+
+    def _locate(self, call: Call, grid: tuple[int, int, int], repeats: bool) -> tuple[StepContext, BranchState] | None:
         """Where the denoising loop stands, and the state of its branch; None where nobody tells."""
         told = self._told(call)
         if told is None:
@@ -210,10 +212,7 @@ class TapHook(ModelHook):
             refuse_disk_offload(self.stack.blocks[0])
         self.clock.take_over(self.release)
         self.trace.grid = grid
-        given, repeats = (
-            given_tokens(call, math.prod(grid)),
-            bool(self._last_call and self._last_call.is_repeated(call)),
-        )
+        given = given_tokens(call, math.prod(grid))
         return StepContext(told.name, step, num_steps, told.sigma, given, repeats), state
 
     def _told(self, call: Call) -> CacheContext | None:
@@ -282,6 +281,7 @@ def detach(transformer: nn.Module) -> None:
         raise ValueError("TAP is not enabled on this transformer")
     hook = registry.get_hook(HOOK_NAME)
     assert isinstance(hook, TapHook)
+    hook.reset_state(transformer)  # whoever holds on to the traces must not hold on to anchors
     hook.processors.restore()
     if not hook.stack.shard.is_whole:
         head = HookRegistry.check_if_exists_or_initialize(getattr(transformer, hook.adapter.head))

@@ -5,7 +5,7 @@ import torch
 from pipelines_random import MODELS
 
 from tapvideo import stack as stack_module
-from tapvideo.models.unread import LastCall
+from tapvideo.models.alike import LastCall
 from tapvideo.pipeline import accelerated, load_pipeline
 from tapvideo.sample import sample
 

@@ -1,5 +1,9 @@
 """Branches that get the same latents and timestep have one probe, and nothing else changes."""
 
+import gc
+import weakref
+from contextlib import suppress
+
 import pytest
 import torch
 from diffusers.hooks import HookRegistry
@@ -10,8 +14,8 @@ from tapvideo import stack as stack_module
 from tapvideo.config import RecomputeConfig
 from tapvideo.history import BranchState, StepContext
 from tapvideo.memory import kept_on_this_rank
+from tapvideo.models.alike import LastCall
 from tapvideo.models.hook import HOOK_NAME
-from tapvideo.models.unread import LastCall
 from tapvideo.models.wan import WanAdapter
 from tapvideo.parallel.topology import alone
 from tapvideo.twin import Before
@@ -87,9 +91,9 @@ def both(step):
     return ("cond", "uncond")
 
 
-def late(step):
-    """A second branch that is not there on three full steps; its first step is full for it alone."""
-    return ("cond", "uncond") if step > 3 and step != 9 else ("cond",)
+def late(first):
+    """A second branch that is not there from the start, nor on the last full step."""
+    return lambda step: ("cond", "uncond") if step >= first and step != 9 else ("cond",)
 
 
 def other(branch, common):
@@ -102,8 +106,12 @@ def changed(branch, common):
 
 @pytest.mark.parametrize(
     ("branches", "latents_of", "errors"),
-    [(both, other, 16), (both, changed, 16), (late, lambda branch, common: common, 8 + 5)],
-    ids=["others", "changed in place", "late"],
+    [
+        (both, other, 16),
+        (both, changed, 16),
+        *((late(first), lambda branch, common: common, 8 + count) for first, count in ((1, 8), (4, 5), (5, 5))),
+    ],
+    ids=["others", "changed in place", "from an anchor", "from between", "from the last anchor"],
 )
 def test_what_is_not_the_same_is_computed(wan, seen, monkeypatch, branches, latents_of, errors):
     """Other latents, latents that were changed since, and anchors of other steps."""
@@ -115,6 +123,52 @@ def test_what_is_not_the_same_is_computed(wan, seen, monkeypatch, branches, late
         without_twins(monkeypatch)
     assert torch.equal(*found)
     assert seen.count("proxy_error") == 2 * errors
+
+
+def test_a_call_that_failed_may_be_tried_again(wan, monkeypatch):
+    """It repeats the one that failed, and not the one before, whose probe is of other latents."""
+    made = []
+    for _ in range(2):
+        transformer, fails = wan.random_transformer(), iter([False, False, False, True])
+        enable_tap(transformer, TapConfig(schedule=SCHEDULE))
+
+        def stumble(*_, fails=fails):
+            if next(fails, False):
+                raise KeyboardInterrupt
+
+        transformer.blocks[1].register_forward_pre_hook(stumble)
+        for step in range(4):
+            chance = torch.Generator().manual_seed(step)
+            for branch in ("cond", "uncond"):
+                latents, now = torch.randn(1, 4, 2, 4, 4, generator=chance), torch.full((1,), 900.0 - step)
+                for _attempt in range(2):
+                    where = transformer.cache_context(branch, step_index=step, num_inference_steps=12)
+                    with suppress(KeyboardInterrupt), torch.no_grad(), where:
+                        made.append(transformer(latents, now, torch.ones(1, 6, 8), return_dict=False)[0])
+                        break
+        without_twins(monkeypatch)
+    first, second = made[:8], made[8:]
+    assert all(torch.equal(*both) for both in zip(first, second, strict=True))
+
+
+def test_nothing_is_left_where_a_run_was_aborted(wan):
+    """Though somebody holds on to the summary."""
+    pipe = wan.random_pipeline()
+    tap = enable_tap(pipe, TapConfig(schedule=SCHEDULE))
+    with pytest.raises(KeyboardInterrupt):
+        denoise_pipe(pipe, steps=12, callback_on_step_end=lambda _p, step, *_: {} if step < 5 else interrupt())
+    hook = HookRegistry.check_if_exists_or_initialize(pipe.transformer).get_hook(HOOK_NAME)
+    kept = [weakref.ref(tensor) for state in hook.states._state_cache.values() for tensor in state.branch.residuals]
+    assert len(kept) == 2 * 3
+    del hook
+    tap.disable()
+    gc.collect()
+    assert [left() for left in kept] == [None] * 6
+    assert tap.summary().full_steps == [0, 1, 5]
+
+
+def interrupt():
+    raise KeyboardInterrupt
 
 
 def test_bytes_are_counted_once_and_known_before(wan):
@@ -155,6 +209,18 @@ def test_a_call_is_repeated_by_the_very_same_tensors():
     assert not last.is_repeated(call)
 
 
+def test_arguments_within_others_count():
+    last, scale = LastCall(), {"scale": 0.5, "shapes": [torch.ones(1)]}
+    call = {"hidden_states": torch.ones(2), "attention_kwargs": scale}
+    assert [last.is_repeated(call) for _ in range(2)] == [False, True]
+    scale["scale"] = 1.0
+    assert not last.is_repeated(call)
+    scale["shapes"][0] = torch.ones(1)
+    assert [last.is_repeated(call) for _ in range(2)] == [False, True]
+    last.forget()
+    assert not last.is_repeated(call)
+
+
 def test_tensors_whose_changes_nobody_counts_are_no_repetition():
     last = LastCall()
     with torch.inference_mode():
@@ -169,7 +235,13 @@ def test_only_a_twin_has_the_same():
     before = Before(step, state, torch.ones(1, 3, 5))
     again = StepContext("uncond", 4, 12, repeats=True)
     assert before.probe(again, twin) is probe
-    assert before.errors(again, BranchState(2)) is before.error  # no anchors at all: none that differ
+    assert before.errors(again, BranchState(2)) is None
+    state.push(5, 5.0, probe, residual)
+    twin.push(5, 5.0, probe, residual)
+    assert before.errors(again, twin) is None  # it began later
+    twin.trim(0)
+    state.trim(0)
+    state.push(4, 4.0, probe, residual)
     twin.push(4, 4.0, probe.clone(), residual)
     assert before.errors(again, twin) is None
     assert before.num_bytes(again, twin) == 0

@@ -12,9 +12,10 @@ from wan_random import denoise as denoise_pipe
 
 from tapvideo import ScheduleConfig, TapConfig, enable_tap
 from tapvideo.config import RecomputeConfig
-from tapvideo.models import unread as unread_module
+from tapvideo.models import alike as alike_module
+from tapvideo.models.alike import Shared
 from tapvideo.models.hook import HOOK_NAME, TapHook
-from tapvideo.models.unread import Shared, UnreadTables, UnreadText, replaced
+from tapvideo.models.unread import UnreadTables, UnreadText, replaced
 
 WAN_LIKE = ["Wan 2.1 T2V", "Wan 2.1 I2V", "Wan 2.1 FLF2V", "Wan 2.2 TI2V", "SkyReels-V2 T2V", "SkyReels-V2 I2V"]
 ROTARY = [*WAN_LIKE, "HunyuanVideo T2V", "HunyuanVideo I2V, tokens", "HunyuanVideo 1.5 T2V", "Mochi", "CogView4"]
@@ -119,12 +120,12 @@ def test_what_was_made_is_not_kept_for_long(wan, guidance, monkeypatch):
     pipe = wan.random_pipeline()
     enable_tap(pipe, TapConfig(schedule=SCHEDULE))
     hook = HookRegistry.check_if_exists_or_initialize(pipe.transformer).get_hook(HOOK_NAME)
-    look = lambda *_: kept.extend(shared._kept for shared in hook._shared.values())  # noqa: E731
+    look = lambda *_: kept.extend(shared._kept for shared in hook._alike.shared.values())  # noqa: E731
     pipe.transformer.blocks[0].register_forward_pre_hook(look)
     denoise_pipe(pipe, steps=12, guidance=guidance, callback_on_step_end=lambda *_: look() or {})
     assert len(kept) == 2 * 12 + 2 * 4 * (2 if guidance > 1 else 1)
     assert set(kept) == {None}
-    assert [s._kept for s in hook._shared.values()] == [None, None]
+    assert [s._kept for s in hook._alike.shared.values()] == [None, None]
 
 
 def test_what_was_made_makes_room_where_the_second_branch_stays_away(wan):
@@ -132,14 +133,37 @@ def test_what_was_made_makes_room_where_the_second_branch_stays_away(wan):
     transformer, kept = wan.random_transformer(), []
     enable_tap(transformer, TapConfig(schedule=SCHEDULE))
     hook = HookRegistry.check_if_exists_or_initialize(transformer).get_hook(HOOK_NAME)
-    transformer.blocks[0].register_forward_pre_hook(lambda *_: kept.extend(s._kept for s in hook._shared.values()))
+    shared = list(hook._alike.shared.values())
+    transformer.blocks[0].register_forward_pre_hook(lambda *_: kept.extend(s._kept for s in shared))
     for step in range(6):
         latents, now = torch.randn(1, 4, 2, 4, 4), torch.full((1,), 900.0 - step)
         for branch in ("cond", "uncond")[: 2 if step < 2 else 1]:
             with torch.no_grad(), transformer.cache_context(branch, step_index=step, num_inference_steps=12):
                 transformer(latents, now, torch.randn(1, 6, 8))
-        assert step != 4 or all(shared._kept is not None for shared in hook._shared.values())
+        assert step != 4 or all(s._kept is not None for s in shared)
     assert kept == [None] * 2 * (2 + 2 + 1)
+
+
+def test_branches_of_other_sizes_have_their_own_timestep():
+    """CogView4 embeds the sizes with it, and the head reads what it makes."""
+    case = next(case for case in CASES if case.name == "CogView4")
+    made = []
+    for shares in (True, False):
+        transformer = case.transformer()
+        enable_tap(transformer, TapConfig(schedule=SCHEDULE))
+        hook = HookRegistry.check_if_exists_or_initialize(transformer).get_hook(HOOK_NAME)
+        if not shares:
+            hook._alike.shared = {}
+        latents = case.noise(transformer)
+        for step in range(4):
+            now = case.inputs(transformer, latents, 900.0 - step, "cond")["timestep"]
+            for branch in ("cond", "uncond"):
+                given = case.inputs(transformer, latents, 900.0 - step, branch) | {"timestep": now}
+                given["original_size"] = torch.full((1, 2), 512.0 if branch == "cond" else 64.0)
+                where = transformer.cache_context(branch, step_index=step, num_inference_steps=12)
+                with torch.no_grad(), where:
+                    made.append(transformer(**given, return_dict=False)[0])
+    assert all(torch.equal(*both) for both in zip(made[:8], made[8:], strict=True))
 
 
 def test_nothing_is_kept_where_branches_get_different_tensors():
@@ -179,10 +203,10 @@ def test_a_tensor_that_was_changed_is_computed_anew():
 def test_what_takes_much_room_is_not_kept(monkeypatch):
     shared, given = Shared(), torch.ones(8)
     shared.stand_for(nn.Identity())
-    monkeypatch.setattr(unread_module, "_ROOM", 31)
+    monkeypatch.setattr(alike_module, "_ROOM", 31)
     shared(given)
     assert shared._kept is None
-    monkeypatch.setattr(unread_module, "_ROOM", 32)
+    monkeypatch.setattr(alike_module, "_ROOM", 32)
     shared(given)
     assert shared._kept is not None
 
@@ -211,5 +235,5 @@ def test_a_lora_scale_of_the_call_reaches_what_is_shared(wan, scale):
     shared = run()
     tap.disable()
     enable_tap(transformer, TapConfig(schedule=SCHEDULE))
-    HookRegistry.check_if_exists_or_initialize(transformer).get_hook(HOOK_NAME)._shared = {}
+    HookRegistry.check_if_exists_or_initialize(transformer).get_hook(HOOK_NAME)._alike.shared = {}
     assert torch.equal(run(), shared)
