@@ -169,7 +169,7 @@ def estimate(clip: Clip, config: TapConfig, plan: Plan, mesh: Mesh, attention: s
     count = clip.branches // mesh.cfg
     branches = [branch, *[replace(branch, twin=True)] * (count - 1)]
     kinds: tuple[Kind, ...] = ("full", "forecast")
-    steps = {kind: _step(branches, kind, None, mesh, machine) for kind in kinds}
+    steps: dict[Kind, StepCost] = {kind: _step(branches, kind, None, mesh, machine) for kind in kinds}
     if stale:
         steps["recompute"] = _step(branches, "forecast", Share.even(stale, mesh.sp), mesh, machine)
     keeping = branches if StepKind.FORECAST in plan else []  # nothing is kept where nobody will ask for it
