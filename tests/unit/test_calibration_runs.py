@@ -85,7 +85,7 @@ def test_no_probe_is_computed_or_kept(wan, saved, monkeypatch):
             monkeypatch.setattr(type(adapter), "modulated_input", lambda *_: pytest.fail("a probe was computed"))
         wan.denoise(pipe, steps=STEPS)
         kept[name] = tap.summary().state_bytes
-    assert kept["own"] * 2 == kept["paper"] > 0
+    assert kept["own"] / 2 == kept["paper"] / 3 > 0  # two residuals an anchor, and a probe of both branches
 
 
 def test_tokens_may_be_recomputed_as_well(wan, pipe, saved):
