@@ -190,8 +190,7 @@ class TapStack(nn.Module):
         state.trim(state.depth - 1)  # the oldest makes room before the blocks need it
         with timed(device) as before, torch.no_grad():
             again = self._before.probe(context, state) if self._before else None
-            own = again is None or stream.companion is not None
-            probes = [self._modulated(part) for part in stream.parts] if own else [again]
+            probes = [self._modulated(part) for part in stream.parts] if again is None else [again]
         depth, kept = self._depth, self._kept(state)
         partial = self._run_blocks(stream, stop=depth, kept=kept)
         output = self._run_blocks(partial, start=depth, kept=kept)
@@ -237,7 +236,7 @@ class TapStack(nn.Module):
     ) -> list[Float[Tensor, "b n p"]]:
         """Of every candidate for every token, by sequence; this rank's alone: exchanges are made for every branch."""
         again = self._before.errors(context, state) if self._before else None
-        if again is not None and stream.companion is None:
+        if again is not None:
             return [again]
         partial, found = self._run_blocks(stream, stop=self._depth), []
         for given, made, anchors in zip(stream.parts, partial.parts, state.parts(len(stream.parts)), strict=True):

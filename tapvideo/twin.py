@@ -10,7 +10,7 @@ from tapvideo.history import BranchState, StepContext
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """The branch that a step began with, for those that follow on the same step with the same latents and timestep."""
+    """A branch of a step, for those that follow on the same step with the same latents and timestep."""
 
     context: StepContext
     state: BranchState
