@@ -9,6 +9,9 @@ from tqdm import tqdm
 
 from tapvideo.schedule import Plan, StepKind
 
+_REDRAW = 0.3
+"""Seconds; to draw a bar takes a tenth of a small model's forecast step."""
+
 
 def rank() -> int:
     """This process's rank, as torchrun gives it; 0 without."""
@@ -32,7 +35,8 @@ class Console:
     def step_bar(self, label: str, plan: Plan) -> Iterator[Callable[[int], None]]:
         """A bar over denoising steps; the block calls what it is given with the index of each step that is done."""
         counts = dict.fromkeys(StepKind, 0)
-        with tqdm(total=len(plan), desc=f"{label:>8}", unit="step", disable=not self.loud, dynamic_ncols=True) as bar:
+        look = {"disable": not self.loud, "dynamic_ncols": True, "mininterval": _REDRAW}
+        with tqdm(total=len(plan), desc=f"{label:>8}", unit="step", **look) as bar:
 
             def done(step: int) -> None:
                 counts[plan[step]] += 1
