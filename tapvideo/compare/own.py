@@ -58,9 +58,9 @@ def preset(forecast: ForecastConfig, schedule: str = "interval") -> Method:
         predict = None if forecast.recompute.budget else partial(_planned_passes, bench, forecast)
         known = shape
         if forecast.uses_calibrated_weights or schedule == "calibrated":
-            known = {**shape, "calibration": file_sha256(_calibration(bench))[:16]}
+            known = {**shape, "calibration": file_sha256(calibration_of(bench))[:16]}
         if schedule in BY_SPEEDUP:
-            knob = Knob("full_steps", values=tuple(_counts(bench, schedule)), rising=True)
+            knob = Knob("full_steps", values=tuple(counts(bench, schedule)), rising=True)
             return [Variant({**known, "schedule": schedule}, knob, predict)]
         knob = Knob("warmup", values=tuple(range(1, bench.config.steps)), rising=True)
         return [
@@ -85,13 +85,13 @@ def on_nodes() -> Method:
 
     def variants(bench: Bench, target: float) -> list[Variant]:
         _nodes_of(bench)
-        known = {"calibration": file_sha256(_calibration(bench))[:16]}
-        knob = Knob("full_steps", values=tuple(_counts(bench, "calibrated")), rising=True)
+        known = {"calibration": file_sha256(calibration_of(bench))[:16]}
+        knob = Knob("full_steps", values=tuple(counts(bench, "calibrated")), rising=True)
         return [Variant(known, knob, lambda settings: settings["full_steps"])]
 
     @contextmanager
     def apply(bench: Bench, settings: Settings) -> Generator[GenerateConfig]:
-        steps = load_calibration(_calibration(bench)).best_steps(settings["full_steps"])
+        steps = load_calibration(calibration_of(bench)).best_steps(settings["full_steps"])
         before = bench.pipe.scheduler
         bench.pipe.scheduler = _nodes_of(bench).at(make_scheduler(bench.config), bench.config.steps, steps)
         try:
@@ -129,11 +129,16 @@ def configured(bench: Bench, forecast: ForecastConfig, settings: Settings) -> Ge
         schedule = ScheduleConfig(interval=settings["interval"], warmup=settings["warmup"], last=settings["last"])
     config = replace(bench.config, tap=replace(forecast, maps=False), schedule=schedule)
     if config.tap_config.awaits_calibration:
-        config = replace(config, tap=replace(config.tap, calibration=str(_calibration(bench))))
+        config = replace(config, tap=replace(config.tap, calibration=str(calibration_of(bench))))
     return config
 
 
-def _calibration(bench: Bench) -> Path:
+def calibration_of(bench: Bench) -> Path:
+    """The file.
+
+    Raises:
+        NotPossible: if there is none for such runs.
+    """
     kind = run_kind(bench.config)
     found = find_calibration(kind)
     if found is None:
@@ -141,10 +146,12 @@ def _calibration(bench: Bench) -> Path:
     return found
 
 
-def _counts(bench: Bench, schedule: str) -> list[int]:
+def counts(bench: Bench, schedule: str) -> list[int]:
     """Numbers of full steps that a schedule can have."""
     return (
-        list(range(2, bench.config.steps)) if schedule == "spread" else load_calibration(_calibration(bench)).full_steps
+        list(range(2, bench.config.steps))
+        if schedule == "spread"
+        else load_calibration(calibration_of(bench)).full_steps
     )
 
 

@@ -10,6 +10,7 @@ from tapvideo.compare.config import CompareConfig, compare_folder, read_sets
 from tapvideo.compare.diffusers_peers import diffusers_methods
 from tapvideo.compare.flops import count_flops, first_call
 from tapvideo.compare.methods import Bench, Method, Tuned
+from tapvideo.compare.oracle import oracle_methods
 from tapvideo.compare.own import fewer_steps, on_nodes, preset
 from tapvideo.compare.results import ClipResult, Comparison
 from tapvideo.compare.rules import rule_methods
@@ -36,6 +37,7 @@ def all_methods(config: CompareConfig) -> dict[str, Method]:
         *(fewer_steps(name, f"fewer {SCHEDULERS[name]} steps") for name in schedulers),
         on_nodes(),
         *(preset(forecast, config.schedules.get(name, "interval")) for name, forecast in config.presets.items()),
+        *(oracle_methods(config.presets["paper"]) if "paper" in config.presets else []),
         *diffusers_methods(),
         *cache_dit_methods(),
         *rule_methods(),

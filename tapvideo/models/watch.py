@@ -34,6 +34,10 @@ class StackCall:
     """Out of the last block."""
 
 
+OnCall = Callable[[StackCall], Tensor | None]
+"""Is told of a pass through the blocks; may give other tokens to go on with."""
+
+
 class NoState(BaseState):
     """For hooks that keep nothing and want only the context."""
 
@@ -116,7 +120,7 @@ class _Head(ModelHook):
 
 
 class _Tail(ModelHook):
-    def __init__(self, head: _Head, on_call: Callable[[StackCall], None]) -> None:
+    def __init__(self, head: _Head, on_call: OnCall) -> None:
         super().__init__()
         self.head, self.on_call = head, on_call
 
@@ -124,8 +128,17 @@ class _Tail(ModelHook):
         context = self.head.context
         assert self.head.seen is not None
         tokens, _ = self.head.adapter.read_result(output)
-        self.on_call(StackCall(context.name, self.head.step, context.sigma, *self.head.seen, tokens))
-        return output
+        others = self.on_call(StackCall(context.name, self.head.step, context.sigma, *self.head.seen, tokens))
+        return output if others is None else _exchanged(output, tokens, others)
+
+
+def _exchanged(output: Any, tokens: Tensor, others: Tensor) -> Any:
+    """What a block gave out, with other tokens."""
+    if output is tokens:
+        return others
+    if isinstance(output, tuple) and any(part is tokens for part in output):
+        return tuple(others if part is tokens else part for part in output)
+    raise ValueError("this model's last block gives out its tokens among others; they cannot be exchanged")
 
 
 def blocks_of(transformer: nn.Module) -> list[nn.Module]:
@@ -138,12 +151,12 @@ def blocks_of(transformer: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def watched(transformer: nn.Module, on_call: Callable[[StackCall], None], first_step: int = 0) -> Generator[None]:
+def watched(transformer: nn.Module, on_call: OnCall, first_step: int = 0) -> Generator[None]:
     """Tells `on_call` of every pass through the blocks.
 
     Args:
         transformer: to watch.
-        on_call: is told.
+        on_call: is told, and may give out what the head gets instead of the last block's tokens.
         first_step: with which this transformer begins, where another one makes those before.
 
     Raises:

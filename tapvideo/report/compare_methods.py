@@ -16,6 +16,7 @@ _FAMILIES = (  # beginnings of a method's key, what the family is called, its ra
     (("diffusers",), "diffusers", 2),
     (("cache-dit", "cache_dit"), "cache-dit", 3),
     (("rule", "teacache", "easycache"), "Skipping rules", 4),
+    (("oracle",), "Bounds", 0),
 )
 _OTHER = "Other"
 _OTHER_RAMP = ("#8a5a00", "#ecd08a")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tapvideo.compare.results import ClipResult, Comparison, MethodSummary, PairedDifference
+from tapvideo.report import compare_frontier
 from tapvideo.report.compare_answer import answer, chosen, place, standings
 from tapvideo.report.compare_diagnostics import Block, diagnostic_groups
 from tapvideo.report.compare_maps import maps_record, read_maps
@@ -268,3 +269,13 @@ def test_strange_diagnostics_do_not_raise():
     blocks = diagnostic_blocks(odd)
     assert all(y is None or math.isfinite(y) for b in blocks for c in b.charts for s in c.series.values() for _, y in s)
     assert max(len(text) for b in blocks for _, text in b.facts) < 500
+
+
+def test_bounds_are_a_family_of_their_own_that_is_not_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(compare_frontier, "_panel", lambda axes, found, methods, *_: drawn.append(methods))
+    found = comparison(row("tap-paper", 2.0, 25.0, psnr=30.0), row("oracle-choice", 2.0, 50.0, psnr=40.0))
+    compare_frontier.draw_frontier(tmp_path / "frontier.png", found, PSNR)
+    assert [[m.key for m in methods] for methods in drawn] == [["tap-paper"]] * 2
+    assert {m.key: m.family for m in list_methods(found)}["oracle-choice"] == "Bounds"
+    assert [r.method for r in standings(found, PSNR)[0].ranked] == ["tap-paper"]
