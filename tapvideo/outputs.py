@@ -10,7 +10,7 @@ from tapvideo.config import GenerateConfig
 from tapvideo.enable import TapSummary
 from tapvideo.metrics import psnr, ssim
 from tapvideo.record import ClipRecord, Comparison, MeanComparison, RunRecord, StageTimes, finite_or_none
-from tapvideo.report.data import ChoiceMap, Clip, Report, Step
+from tapvideo.report.data import ChoiceMap, Clip, Report, Step, doubt
 from tapvideo.run_folder import Job
 from tapvideo.sample import Sample
 from tapvideo.video_io import write_mp4, write_png
@@ -59,7 +59,9 @@ def describe(clip: ClipRecord) -> str:
         return line
     c = clip.comparison
     fidelity = "identical" if c.psnr is None else f"PSNR {c.psnr:.1f} dB, SSIM {c.ssim:.3f}"
-    return f"{line}; {c.speedup:.2f}x faster denoising than {c.seconds.denoise:.2f} s, {fidelity}"
+    unsure = doubt(c.speedup, len(clip.full_steps) + len(clip.forecast_steps), len(clip.full_steps))
+    faster = f"{c.speedup:.2f}x faster denoising than {c.seconds.denoise:.2f} s{f' ({unsure})' if unsure else ''}"
+    return f"{line}; {faster}, {fidelity}"
 
 
 def mean_comparison(clips: list[ClipRecord]) -> MeanComparison | None:

@@ -10,6 +10,9 @@ from torch import Tensor
 from tapvideo.schedule import StepKind
 from tapvideo.trace import StepRecord, Trace
 
+_NOISE = 1.05
+"""As much may seconds of two equal runs differ."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -61,6 +64,13 @@ class Report:
     facts: dict[str, str]
     """Configuration, versions, device, seconds by stage; a value of several lines is shown as a block."""
     clips: list[Clip]
+
+
+def doubt(speedup: float, steps: int, full: int) -> str:
+    """What to say of a speedup beyond what steps that were left out explain; empty where there is nothing to say."""
+    if full == 0 or speedup <= _NOISE * steps / full:
+        return ""
+    return f"more than {steps} / {full} steps explain: something else slowed the un-accelerated run"
 
 
 def steps_and_maps(trace: Trace, row: int = 0) -> tuple[list[Step], list[ChoiceMap]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tapvideo.report.data import Clip, Step
+from tapvideo.report.data import Clip, Step, doubt
 from tapvideo.schedule import StepKind
 from tapvideo.video_io import VideoInfo, video_info
 
@@ -94,7 +94,9 @@ def _speed(clips: Sequence[Clip]) -> Headline:
         return Headline("Denoising", *_duration(own), note)
     after, before = (sum(column) for column in zip(*paired, strict=True))
     note = f"{' '.join(_duration(before))} \u2192 {' '.join(_duration(after))}"
-    return Headline("Speedup of denoising", f"{before / after:.2f}", "\u00d7", note)
+    plan = next((c.steps for c in clips if c.steps), [])
+    unsure = doubt(before / after, len(plan), sum(s.kind is StepKind.FULL for s in plan))
+    return Headline("Speedup of denoising", f"{before / after:.2f}", "\u00d7", f"{note}; {unsure}" if unsure else note)
 
 
 def _fidelity(label: str, unit: str, digits: int, values: Sequence[float | None]) -> list[Headline]:
