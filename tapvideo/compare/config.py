@@ -63,7 +63,7 @@ class CompareConfig:
     schedules: dict[str, str] = field(default_factory=default_schedules)
     """Where their full steps go, by name: `spread` or `calibrated`; `interval` for those that are not named."""
     methods: list[str] = field(default_factory=list[str])
-    """Keys of methods; empty for all."""
+    """Keys of methods; empty for all but the oracles, which know the truth."""
     budgets: list[float] = field(default_factory=lambda: [3.5])
     """Steps over full-pass equivalents that every method is set to."""
     tolerance: float = 0.05

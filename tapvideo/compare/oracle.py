@@ -1,9 +1,12 @@
-"""Runs whose forecasts know the truth: bounds for whoever chooses candidates or fits weights, and no methods.
+"""Runs whose forecasts know the truth of their step: what choosing and fitting better, step by step, could come to.
 
 Every step runs in full. Where the calibrated schedule has a forecast step, what the head gets is not that pass but the
-best that anchors of the full steps can make of it, so that a forecast's errors go on into the later steps as in an
-accelerated run. Branches are mixed by guidance, where the error of one may cancel that of another: each makes up for
-what those before it on the same step have missed of the guided sum.
+nearest that anchors of the full steps can make of it, so that a forecast's errors go on into the later steps as in an
+accelerated run. Where branches come one by one and guidance mixes them, the error of one may cancel that of another:
+each makes up for what those before it on the same step have missed of the guided sum.
+
+No method can do this, and no method must stay behind it: the nearest of every single step need not end nearest. A
+companion sequence (the sound of LTX-2) is left as the blocks made it.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -15,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tapvideo.calibration import load_calibration
-from tapvideo.chunks import exact_fp32
+from tapvideo.chunks import by_pieces, exact_fp32
 from tapvideo.compare.methods import Bench, Knob, Method, Settings, Variant
 from tapvideo.compare.own import calibration_of, counts
 from tapvideo.compare.store import file_sha256
@@ -26,8 +29,8 @@ from tapvideo.predictors import candidate_bank
 from tapvideo.probe import forms, gram, proxy_error
 from tapvideo.resolve import run_kind
 
-_RIDGE = 1e-9
-_NOTE = "no method: it knows the truth, and takes every pass in full to find out"
+_RIDGE, _TINY = 1e-9, 1e-30
+_NOTE = "no method: it knows the truth of its step, and takes every pass in full to find out"
 
 Fit = Callable[[BranchState, int, Float[Tensor, "b n d"]], Float[Tensor, "b n d"]]
 """The forecast for a step that comes nearest to what is wanted of the residual."""
@@ -49,7 +52,7 @@ class Oracle:
     def see(self, call: StackCall) -> Float[Tensor, "b n d"] | None:
         """What goes into the head; None on a full step."""
         state = self._states.setdefault(call.branch, BranchState(self.anchors))
-        true = (call.output - call.hidden).float()
+        true = call.output.float() - call.hidden.float()
         if call.step in self.full_steps:
             state.push(call.step, float(call.step), None, true)
             return None
@@ -84,31 +87,37 @@ def best_candidate(config: ForecastConfig) -> Fit:
 
 def best_weights(state: BranchState, step: int, wanted: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
     """Of every token the sum of its anchors, by any weights, that comes nearest: least squares."""
-    anchors = torch.stack(list(state.residuals), -1).double()  # [b, n, d, k]
+    return by_pieces(_fitted, wanted, *state.residuals)
+
+
+def _fitted(wanted: Float[Tensor, "*n d"], *residuals: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+    anchors = torch.stack(residuals, -1).double()  # [.., n, d, k]
     products = anchors.mT @ anchors
-    ridge = _RIDGE * products.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None].expand(products.shape[:-1])
+    ridge = (_RIDGE * products.diagonal(dim1=-2, dim2=-1).mean(-1)).clamp_min(_TINY)  # anchors may be alike, or nothing
     along = (anchors.mT @ wanted.double()[..., None]).squeeze(-1)
-    return _sum(state.residuals, torch.linalg.solve(products + torch.diag_embed(ridge), along).float())
+    weights = torch.linalg.solve(products + torch.diag_embed(ridge[..., None].expand(along.shape)), along)
+    return _sum(residuals, weights.float())
 
 
-def _sum(anchors: Sequence[Float[Tensor, "b n d"]], weights: Float[Tensor, "b n k"]) -> Float[Tensor, "b n d"]:
+def _sum(anchors: Sequence[Float[Tensor, "*n d"]], weights: Float[Tensor, "*n k"]) -> Float[Tensor, "*n d"]:
     return sum((w[..., None] * a for w, a in zip(weights.unbind(-1), anchors, strict=True)), start=torch.zeros(()))
 
 
 def oracle_methods(paper: ForecastConfig) -> list[Method]:
-    """Bounds on the calibrated steps, where `tap=default` has its full steps too."""
+    """On the calibrated steps, where `tap=default` has its full steps too."""
     return [
-        _oracle("choice", "oracle: the candidate nearest to the truth, per token", paper, best_candidate(paper)),
-        _oracle("weights", "oracle: the weights nearest to the truth, per token", paper, best_weights),
+        _oracle("choice", "oracle: nearest candidate per token", paper, best_candidate(paper)),
+        _oracle("weights", "oracle: best weights per token", paper, best_weights),
     ]
 
 
 def _oracle(name: str, label: str, paper: ForecastConfig, fit: Fit) -> Method:
     def variants(bench: Bench, target: float) -> list[Variant]:
         path = calibration_of(bench)
-        known = {"calibration": file_sha256(path)[:16], "orders": paper.orders, "lookback": paper.lookback}
+        shape = {key: getattr(paper, key) for key in ("family", "orders", "lookback", "spacing", "anchors")}
+        known = {**shape, "calibration": file_sha256(path)[:16]}
         knob = Knob("full_steps", values=tuple(counts(bench, "calibrated")), rising=True)
-        return [Variant({**known, "anchors": paper.anchors}, knob, lambda settings: settings["full_steps"])]
+        return [Variant(known, knob, lambda settings: settings["full_steps"])]
 
     @contextmanager
     def apply(bench: Bench, settings: Settings) -> Generator[GenerateConfig]:

@@ -7,6 +7,14 @@ from typing import Any
 OURS = ("tap-default", "tap-paper")
 
 
+_KNOWS_THE_TRUTH = "oracle-"
+
+
+def is_bound(method: str) -> bool:
+    """Whether this is the key of a run that knows the truth: shown beside the methods, and never ranked or drawn."""
+    return method.startswith(_KNOWS_THE_TRUTH)
+
+
 def ours(methods: Iterable[str]) -> str:
     """Which method of ours others are set against, by its key: the first of `OURS` that is among these."""
     known = set(methods)

@@ -12,7 +12,7 @@ from tapvideo.compare.flops import count_flops, first_call
 from tapvideo.compare.methods import Bench, Method, Tuned
 from tapvideo.compare.oracle import oracle_methods
 from tapvideo.compare.own import fewer_steps, on_nodes, preset
-from tapvideo.compare.results import ClipResult, Comparison
+from tapvideo.compare.results import ClipResult, Comparison, is_bound
 from tapvideo.compare.rules import rule_methods
 from tapvideo.compare.shadows import diagnostics
 from tapvideo.compare.store import Reference, Store
@@ -60,7 +60,8 @@ def choose_methods(config: CompareConfig) -> list[Method]:
     own, possible = f"steps-{config.scheduler}", {f"steps-{name}" for name in config.base().kind.schedulers}
     asked = {key for key in config.methods if key.startswith("steps-")}
     needs_own = bool(asked - possible) and own not in asked
-    return [known[key] for key in [*([own] if needs_own else []), *config.methods] or known]
+    all_of_them = [key for key in known if not is_bound(key)]
+    return [known[key] for key in [*([own] if needs_own else []), *config.methods] or all_of_them]
 
 
 def reference_schedulers(config: CompareConfig) -> list[str]:
@@ -220,6 +221,7 @@ def write(work: _Run, methods: list[Method]) -> None:
     for budget in config.budgets:
         rows = [row for row in comparison.table if row.budget == budget]
         fair = [row.method for row in rows if at_equal_compute(row, config.target(budget), config.tolerance)]
+        fair += [row.method for row in rows if is_bound(row.method)]
         comparison.differences += differences(comparison.clips, fair, budget)
     save(work.folder, comparison)
 

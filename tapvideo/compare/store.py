@@ -15,7 +15,14 @@ from torch import Tensor
 
 from tapvideo.video_io import atomic_path, atomic_write_text
 
-_METHOD_SOURCES = ("predictors", "models", "compare/own.py", "compare/rules.py", "compare/flops.py")
+_METHOD_SOURCES = (
+    "predictors",
+    "models",
+    "compare/own.py",
+    "compare/oracle.py",
+    "compare/rules.py",
+    "compare/flops.py",
+)
 _METHOD_SOURCES += (
     "banks.py",
     "chunks.py",

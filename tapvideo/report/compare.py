@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tapvideo.compare.results import Comparison
+from tapvideo.compare.results import Comparison, is_bound
 from tapvideo.report.compare_answer import Standing, answer, chosen, full_steps, place, standings, tolerance
 from tapvideo.report.compare_clips import (
     MAX_BYTES,
@@ -110,7 +110,8 @@ def _payload(
     infos = [pair_info(folder, comparison, videos, pair) for pair in pairs_of(comparison)]
     return {
         "methods": [
-            {"label": m.label, "short": m.short, "mark": m.mark, "reference": m.is_reference} for m in methods
+            {"label": m.label, "short": m.short, "mark": m.mark, "reference": m.is_reference, "bound": is_bound(m.key)}
+            for m in methods
         ],
         "metrics": [
             {"key": m.key, "label": m.label, "unit": m.unit, "digits": m.digits, "better": m.better} for m in metrics
@@ -150,7 +151,7 @@ def _families(comparison: Comparison, methods: list[Method]) -> dict[str, list[i
     drawn = {row.method for row in comparison.table if any(v is not None for v in row.mean.values())}
     found: dict[str, list[int]] = {}
     for i, m in enumerate(methods):
-        if m.key in drawn and not m.is_reference:
+        if m.key in drawn and not m.is_reference and not is_bound(m.key):
             found.setdefault(m.family, []).append(i)
     return found
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tapvideo.compare.results import Comparison, MethodSummary, PairedDifference, ours
+from tapvideo.compare.results import Comparison, MethodSummary, PairedDifference, is_bound, ours
 from tapvideo.report.compare_methods import reference_keys
 from tapvideo.report.compare_metrics import Metric, budget_text, number
 
@@ -75,7 +75,7 @@ def over_budget(comparison: Comparison, row: MethodSummary) -> bool:
 def _standing(comparison: Comparison, metric: Metric, budget: float) -> Standing:
     rows = [row for row in comparison.table if row.budget == budget]
     fair = [(value, row) for row in rows if (value := _value(row, metric)) is not None]
-    fair = [(value, row) for value, row in fair if not over_budget(comparison, row)]
+    fair = [(value, row) for value, row in fair if not (over_budget(comparison, row) or is_bound(row.method))]
     ranked = [row for _, row in sorted(fair, key=lambda pair: -metric.goodness(pair[0]))]
     own = ours(row.method for row in ranked)
     places = [i for i, row in enumerate(ranked) if row.method == own]

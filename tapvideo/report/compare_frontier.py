@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from tapvideo.compare.results import Comparison, MethodSummary, ours
+from tapvideo.compare.results import Comparison, MethodSummary, is_bound, ours
 from tapvideo.report.compare_answer import full_steps
 from tapvideo.report.compare_methods import Method, list_methods
 from tapvideo.report.compare_metrics import Metric
@@ -27,7 +27,7 @@ _MAX_LABEL = 40
 
 def draw_frontier(path: Path, comparison: Comparison, metric: Metric | None) -> None:
     """Write the plot; without a figure to show it says so."""
-    methods = [m for m in list_methods(comparison) if not m.is_reference and not m.key.startswith("oracle-")]
+    methods = [m for m in list_methods(comparison) if not m.is_reference and not is_bound(m.key)]
     drawn = [m for m in methods if metric and _rows(comparison, m, metric, "full_passes", "speedup")]
     lines = len(drawn) + len({m.family for m in drawn}) + 2
     figure = Figure(figsize=(12.4, max(5.6, _LINES * lines)), dpi=150, layout="constrained", facecolor="white")

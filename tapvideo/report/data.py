@@ -10,7 +10,7 @@ from torch import Tensor
 from tapvideo.schedule import StepKind
 from tapvideo.trace import StepRecord, Trace
 
-_NOISE = 1.05
+_NOISE = 1.1
 """As much may seconds of two equal runs differ."""
 
 
@@ -68,9 +68,9 @@ class Report:
 
 def doubt(speedup: float, steps: int, full: int) -> str:
     """What to say of a speedup beyond what steps that were left out explain; empty where there is nothing to say."""
-    if full == 0 or speedup <= _NOISE * steps / full:
+    if full in (0, steps) or speedup <= _NOISE * steps / full:
         return ""
-    return f"more than {steps} / {full} steps explain: something else slowed the un-accelerated run"
+    return f"more than {steps} / {full} steps explain: something else may have slowed the un-accelerated run"
 
 
 def steps_and_maps(trace: Trace, row: int = 0) -> tuple[list[Step], list[ChoiceMap]]:

@@ -1,10 +1,20 @@
 """Oracles: the nearest of what anchors can make, branches that make up for each other, nothing left behind."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from tapvideo import chunks
+from tapvideo.compare import oracle
+from tapvideo.compare.config import CompareConfig
+from tapvideo.compare.flops import FlopLedger
+from tapvideo.compare.methods import Bench
 from tapvideo.compare.oracle import Oracle, best_candidate, best_weights
-from tapvideo.config import ForecastConfig
+from tapvideo.compare.results import is_bound
+from tapvideo.compare.runner import choose_methods
+from tapvideo.config import ForecastConfig, GenerateConfig
 from tapvideo.history import BranchState
 from tapvideo.models.watch import StackCall, _exchanged, watched
 from tapvideo.predictors import candidate_bank
@@ -50,6 +60,20 @@ def test_best_weights_stand_anchors_that_are_the_same():
     torch.testing.assert_close(best_weights(state, 5, random() / 2), random() / 2, rtol=1e-4, atol=1e-4)
 
 
+def test_best_weights_of_anchors_that_are_nothing_are_nothing():
+    state = BranchState(3)
+    state.push(0, 0.0, None, torch.zeros(SHAPE))
+    assert torch.equal(best_weights(state, 5, random()), torch.zeros(SHAPE))
+
+
+def test_best_weights_are_the_same_in_pieces(monkeypatch):
+    state, wanted = anchors(), random(seed=7)
+    whole = best_weights(state, 5, wanted)
+    monkeypatch.setattr(chunks, "_CPU_ELEMENTS", 16)
+    assert not chunks.is_one_piece(wanted)
+    torch.testing.assert_close(best_weights(state, 5, wanted), whole)
+
+
 def test_best_candidate_is_the_nearest_of_all_written_out():
     state, wanted = anchors(), random(seed=7)
     bank = candidate_bank(
@@ -67,33 +91,33 @@ def halves(state, step, wanted):
 
 def test_the_second_branch_makes_up_for_what_the_first_has_missed_of_the_guided_sum():
     asked = []
-    oracle = Oracle(
+    one = Oracle(
         frozenset(), 3, lambda state, step, wanted: asked.append(wanted) or wanted / 2, {"cond": 6.0, "uncond": -5.0}
     )
     cond, uncond = random(seed=1), random(seed=2)
-    first, second = oracle.see(call("cond", 4, cond)), oracle.see(call("uncond", 4, uncond))
+    first, second = one.see(call("cond", 4, cond)), one.see(call("uncond", 4, uncond))
     torch.testing.assert_close(asked[0], cond)
     torch.testing.assert_close(6 * first - 5 * asked[1], 6 * cond - 5 * uncond)  # what it asks for mends the sum
     torch.testing.assert_close(second, asked[1] / 2)
-    oracle.see(call("cond", 5, cond))
+    one.see(call("cond", 5, cond))
     torch.testing.assert_close(asked[2], cond)  # what was missed on another step is past
 
 
 def test_branches_without_a_share_are_on_their_own():
     asked = []
-    oracle = Oracle(frozenset(), 3, lambda state, step, wanted: asked.append(wanted) or wanted / 2, {})
+    one = Oracle(frozenset(), 3, lambda state, step, wanted: asked.append(wanted) or wanted / 2, {})
     for branch, seed in (("cond", 1), ("uncond", 2)):
-        oracle.see(call(branch, 4, random(seed=seed)))
+        one.see(call(branch, 4, random(seed=seed)))
         torch.testing.assert_close(asked[-1], random(seed=seed))
 
 
 def test_full_steps_are_kept_as_anchors_by_branch_and_go_on_as_they_are():
-    oracle = Oracle(frozenset({0, 1}), 2, best_weights, {})
+    one = Oracle(frozenset({0, 1}), 2, best_weights, {})
     for step in (0, 1):
         for branch, seed in (("cond", 10), ("uncond", 20)):
-            assert oracle.see(call(branch, step, random(seed=seed + step), hidden=random(seed=5))) is None
+            assert one.see(call(branch, step, random(seed=seed + step), hidden=random(seed=5))) is None
     hidden, wanted = random(seed=6), random(seed=10) + 2 * random(seed=11)
-    torch.testing.assert_close(oracle.see(call("cond", 2, wanted, hidden)), hidden + wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one.see(call("cond", 2, wanted, hidden)), hidden + wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_whose_steps_are_all_full_is_a_plain_one(wan):
@@ -106,6 +130,26 @@ def test_a_run_whose_steps_are_all_full_is_a_plain_one(wan):
     with watched(pipe.transformer, some.see):
         assert not torch.equal(wan.denoise(pipe, steps=6), plain)
     assert torch.equal(wan.denoise(pipe, steps=6), plain)
+
+
+@pytest.mark.parametrize(("guidance", "branches", "shares"), [(6.0, 2, {"cond": 6.0, "uncond": -5.0}), (1.0, 1, {})])
+def test_guidance_says_what_branches_count(wan, monkeypatch, guidance, branches, shares):
+    pipe, made = wan.random_pipeline(), []
+    bench = Bench(pipe, GenerateConfig(guidance=guidance), FlopLedger({}, 1.0, {}), branches)
+    monkeypatch.setattr(oracle, "calibration_of", lambda bench: "a file")
+    calibration = SimpleNamespace(best_steps=lambda count: [0, 1, count])
+    monkeypatch.setattr(oracle, "load_calibration", lambda path: calibration)
+    monkeypatch.setattr(oracle, "watched", lambda transformer, see: made.append(see.__self__) or nullcontext())
+    for method in oracle.oracle_methods(PAPER):
+        with method.apply(bench, {"full_steps": 5}) as config:
+            assert config is bench.config
+    assert [one.shares for one in made] == [shares] * 2
+    assert made[0].full_steps == {0, 1, 5}
+
+
+def test_oracles_are_made_where_they_are_asked_for():
+    assert not [m.key for m in choose_methods(CompareConfig()) if is_bound(m.key)]
+    assert [m.key for m in choose_methods(CompareConfig(methods=["oracle-choice"]))] == ["oracle-choice"]
 
 
 def test_a_forecast_that_is_the_truth_changes_nothing(wan):

@@ -274,7 +274,7 @@ def test_strange_diagnostics_do_not_raise():
 def test_bounds_are_a_family_of_their_own_that_is_not_drawn(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(compare_frontier, "_panel", lambda axes, found, methods, *_: drawn.append(methods))
-    found = comparison(row("tap-paper", 2.0, 25.0, psnr=30.0), row("oracle-choice", 2.0, 50.0, psnr=40.0))
+    found = comparison(row("tap-paper", 2.0, 25.0, psnr=30.0), row("oracle-choice", 2.0, 25.0, psnr=40.0))
     compare_frontier.draw_frontier(tmp_path / "frontier.png", found, PSNR)
     assert [[m.key for m in methods] for methods in drawn] == [["tap-paper"]] * 2
     assert {m.key: m.family for m in list_methods(found)}["oracle-choice"] == "Bounds"

@@ -6,7 +6,7 @@ const valueText = (metric, value) => (value === null || value === undefined ? "\
 function setUpFrontier(root, watch) {
   const select = root.querySelector(".metric"), details = root.querySelector(".details"), hint = details.firstElementChild;
   const chips = [...root.querySelectorAll(".chip")];
-  const rows = payload.rows.filter((r) => r.budget !== null);
+  const rows = payload.rows.filter((r) => r.budget !== null && !payload.methods[r.method].bound);
   const state = { pinned: null, over: null, only: new Set() };
   const metric = () => payload.metrics.find((m) => m.key === select.value);
   const panels = [...root.querySelectorAll(".plot")].map((box) => frontierPanel(box, rows, metric, state, { over, pin }));
