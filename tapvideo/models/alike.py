@@ -48,7 +48,8 @@ class Shared(nn.Module):
         super().__init__()
         self.original: nn.Module = nn.Identity()
         """A child, since LoRA's scale of a call looks for its layers within the forward."""
-        self._kept: tuple[Tensor, int, Any] | None = None
+        self._kept: list[tuple[Tensor, int, Any]] = []
+        """One at most: a list, since a module takes its time to set what it has."""
 
     def stand_for(self, original: nn.Module) -> None:
         """What runs, if something has to."""
@@ -57,18 +58,18 @@ class Shared(nn.Module):
 
     def forget(self) -> None:
         """The second branch will not come."""
-        self._kept = None
+        self._kept.clear()
 
     def forward(self, given: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What was made of the very same tensor, unless it was changed since; of the rest, blocks alone read it."""
-        kept, self._kept = self._kept, None
+        kept = self._kept.pop() if self._kept else None
         if given.is_inference():  # whose changes nobody counts
             return self.original(given, *args, **kwargs)
         if kept is not None and kept[0] is given and kept[1] == given._version:
             return kept[2]
         made = self.original(given, *args, **kwargs)
         if kept is None and _room(made) <= _ROOM:  # or this is the second branch, and gets something else
-            self._kept = given, given._version, made
+            self._kept.append((given, given._version, made))
         return made
 
 

@@ -166,14 +166,8 @@ class TapHook(ModelHook):
         return Transformer2DModelOutput(sample=result[0]) if plain else result
 
     def _forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        originals = {name: getattr(module, name) for name in self._stand_ins}
-        try:
-            for name, stand_in in self._stand_ins.items():
-                setattr(module, name, stand_in)
+        with replaced(module, self._stand_ins):
             return self.fn_ref.original_forward(*args, **kwargs)
-        finally:
-            for name, original in originals.items():
-                setattr(module, name, original)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget all anchors, as pipelines ask for at the end of a run."""

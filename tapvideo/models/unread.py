@@ -41,14 +41,23 @@ def replaced(transformer: nn.Module, stand_ins: Mapping[str, nn.Module]) -> Iter
     places: list[tuple[nn.Module, str, nn.Module]] = []
     try:
         for path, stand_in in stand_ins.items():
-            parent, _, name = path.rpartition(".")
-            owner = transformer.get_submodule(parent)
+            owner, (*parents, name) = transformer, path.split(".")
+            for parent in parents:
+                owner = getattr(owner, parent)
             original = getattr(owner, name)
             places.append((owner, name, original))
             if isinstance(stand_in, Shared):
                 stand_in.stand_for(original)
-            setattr(owner, name, stand_in)
+            _put(owner, name, stand_in)
         yield
     finally:
         for owner, name, original in places:
-            setattr(owner, name, original)
+            _put(owner, name, original)
+
+
+def _put(owner: nn.Module, name: str, module: nn.Module) -> None:
+    """As `setattr`, which looks around among parameters and buffers first: on every step, as long as a norm takes."""
+    if name in owner._modules:
+        owner._modules[name] = module
+    else:  # a module around another one, as `torch.compile` makes it, which passes on what is set
+        setattr(owner, name, module)

@@ -96,6 +96,18 @@ def test_who_reads_it_after_all_notices(wan):
     assert transformer.rope is rope
 
 
+def test_it_is_put_inside_of_what_is_compiled(wan):
+    """A compiled module has one submodule only, and passes on what is set to that."""
+    transformer = wan.random_transformer()
+    inner, text = transformer.condition_embedder, transformer.condition_embedder.text_embedder
+    transformer.condition_embedder = torch.compile(inner)
+    stand_in = UnreadText(32)
+    with replaced(transformer, {"condition_embedder.text_embedder": stand_in}):
+        assert inner.text_embedder is stand_in
+    assert inner.text_embedder is text
+    assert list(transformer.condition_embedder._modules) == ["_orig_mod"]
+
+
 def test_blocks_that_get_no_tables_fail(wan):
     """Attention without positions would be wrong and look right."""
     transformer = wan.random_transformer()
@@ -120,12 +132,12 @@ def test_what_was_made_is_not_kept_for_long(wan, guidance, monkeypatch):
     pipe = wan.random_pipeline()
     enable_tap(pipe, TapConfig(schedule=SCHEDULE))
     hook = HookRegistry.check_if_exists_or_initialize(pipe.transformer).get_hook(HOOK_NAME)
-    look = lambda *_: kept.extend(shared._kept for shared in hook._alike.shared.values())  # noqa: E731
+    look = lambda *_: kept.extend(len(shared._kept) for shared in hook._alike.shared.values())  # noqa: E731
     pipe.transformer.blocks[0].register_forward_pre_hook(look)
     denoise_pipe(pipe, steps=12, guidance=guidance, callback_on_step_end=lambda *_: look() or {})
     assert len(kept) == 2 * 12 + 2 * 4 * (2 if guidance > 1 else 1)
-    assert set(kept) == {None}
-    assert [s._kept for s in hook._alike.shared.values()] == [None, None]
+    assert set(kept) == {0}
+    assert [s._kept for s in hook._alike.shared.values()] == [[], []]
 
 
 def test_what_was_made_makes_room_where_the_second_branch_stays_away(wan):
@@ -134,14 +146,14 @@ def test_what_was_made_makes_room_where_the_second_branch_stays_away(wan):
     enable_tap(transformer, TapConfig(schedule=SCHEDULE))
     hook = HookRegistry.check_if_exists_or_initialize(transformer).get_hook(HOOK_NAME)
     shared = list(hook._alike.shared.values())
-    transformer.blocks[0].register_forward_pre_hook(lambda *_: kept.extend(s._kept for s in shared))
+    transformer.blocks[0].register_forward_pre_hook(lambda *_: kept.extend(len(s._kept) for s in shared))
     for step in range(6):
         latents, now = torch.randn(1, 4, 2, 4, 4), torch.full((1,), 900.0 - step)
         for branch in ("cond", "uncond")[: 2 if step < 2 else 1]:
             with torch.no_grad(), transformer.cache_context(branch, step_index=step, num_inference_steps=12):
                 transformer(latents, now, torch.randn(1, 6, 8))
-        assert step != 4 or all(s._kept is not None for s in shared)
-    assert kept == [None] * 2 * (2 + 2 + 1)
+        assert step != 4 or all(s._kept for s in shared)
+    assert kept == [0] * 2 * (2 + 2 + 1)
 
 
 def test_branches_of_other_sizes_have_their_own_timestep():
@@ -171,9 +183,9 @@ def test_nothing_is_kept_where_branches_get_different_tensors():
     shared.stand_for(nn.Identity())
     for _ in range(3):
         shared(torch.ones(2))
-        assert shared._kept is not None
+        assert shared._kept
         shared(torch.ones(2))
-        assert shared._kept is None
+        assert not shared._kept
 
 
 def test_a_tensor_that_was_changed_is_computed_anew():
@@ -205,10 +217,10 @@ def test_what_takes_much_room_is_not_kept(monkeypatch):
     shared.stand_for(nn.Identity())
     monkeypatch.setattr(alike_module, "_ROOM", 31)
     shared(given)
-    assert shared._kept is None
+    assert not shared._kept
     monkeypatch.setattr(alike_module, "_ROOM", 32)
     shared(given)
-    assert shared._kept is not None
+    assert shared._kept
 
 
 @pytest.mark.parametrize("scale", [0.25, 1.0])
