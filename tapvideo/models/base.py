@@ -55,8 +55,8 @@ class ProjectsText(Protocol):
 class MakesTables(Protocol):
     """An adapter of a transformer that makes rotary tables for every call, which blocks alone read."""
 
-    rotary: str
-    """Name of the module that makes them."""
+    rotary: tuple[str, ...]
+    """Names of the modules that make them."""
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ class CogView4Adapter(JointBlocks):
 
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     head: str = "proj_out"
-    rotary: str = "rope"
+    rotary: tuple[str, ...] = ("rope",)
     alike: tuple[str, ...] = ("time_condition_embed",)
     arguments = (
         "hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "attention_mask", "attention_kwargs"

@@ -118,7 +118,7 @@ class TapHook(ModelHook):
         if isinstance(self.adapter, ProjectsText):
             self._unread[self.adapter.text_projection] = UnreadText(layers[0].inner_dim)
         if isinstance(self.adapter, MakesTables) and shard.is_whole:  # or a rank takes its own tokens' rows of them
-            self._unread[self.adapter.rotary] = UnreadTables()
+            self._unread |= {name: UnreadTables() for name in self.adapter.rotary}
         shares = isinstance(self.adapter, EmbedsAlike) and self.guidance.is_alone  # or this rank sees one branch alone
         self._alike = Alike(self.adapter.alike if shares else None)
         self._signature = inspect.signature(type(transformer).forward)

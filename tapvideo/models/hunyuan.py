@@ -23,7 +23,7 @@ class HunyuanAdapter(JointBlocks):
 
     block_lists: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
     head: str = "proj_out"
-    rotary: str = "rope"
+    rotary: tuple[str, ...] = ("rope",)
     arguments = (
         "hidden_states", "encoder_hidden_states", "temb", "attention_mask", "freqs_cis", "token_replace_emb",
         "num_tokens",

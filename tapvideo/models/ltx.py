@@ -36,6 +36,7 @@ class LTXAdapter:
 
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     head: str = "proj_out"
+    rotary: tuple[str, ...] = ("rope",)
     processor_classes: tuple[type, ...] = (LTXVideoAttnProcessor,)
     """Those that a stand-in knows how to do."""
     stand_in: type[SequenceProcessor] = LTXSequenceProcessor

@@ -29,6 +29,7 @@ _WHOLE = ("perturbation_mask", "all_perturbed")
 class LTX2Adapter(LTXAdapter):
     """Probe and blocks of `LTX2VideoTransformer3DModel`; the sound is the video's companion."""
 
+    rotary = ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope")
     processor_classes = (LTX2AudioVideoAttnProcessor, LTX2PerturbedAttnProcessor)
     stand_in = LTX2SequenceProcessor
 

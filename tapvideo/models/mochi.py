@@ -19,7 +19,7 @@ class MochiAdapter(JointBlocks):
 
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     head: str = "proj_out"
-    rotary: str = "rope"
+    rotary: tuple[str, ...] = ("rope",)
     arguments = ("hidden_states", "encoder_hidden_states", "temb", "encoder_attention_mask", "image_rotary_emb")
 
     def modulated_input(self, block: nn.Module, stream: Stream) -> Float[Tensor, "b n d"]:

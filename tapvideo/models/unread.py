@@ -25,6 +25,14 @@ class UnreadText(nn.Module):
 class UnreadTables(nn.Module):
     """In the place of what makes rotary tables: a NaN for cosines and one for sines."""
 
+    def stand_for(self, original: nn.Module) -> None:
+        """Who is asked for all else; no child, since nobody looks for weights in it."""
+        self.__dict__["original"] = original
+
+    def __getattr__(self, name: str) -> Any:
+        """Of the module in whose place this is: LTX-2 asks it for coordinates, too."""
+        return getattr(self.__dict__.get("original"), name)
+
     def forward(self, like: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """As with the text, whoever reads them makes NaN, or fails for their size."""
         return like.new_full((1,), torch.nan), like.new_full((1,), torch.nan)
@@ -46,7 +54,7 @@ def replaced(transformer: nn.Module, stand_ins: Mapping[str, nn.Module]) -> Iter
                 owner = getattr(owner, parent)
             original = getattr(owner, name)
             places.append((owner, name, original))
-            if isinstance(stand_in, Shared):
+            if isinstance(stand_in, Shared | UnreadTables):
                 stand_in.stand_for(original)
             _put(owner, name, stand_in)
         yield

@@ -25,7 +25,7 @@ class WanAdapter:
     block_lists: tuple[str, ...] = ("blocks",)
     head: str = "proj_out"
     text_projection: str = "condition_embedder.text_embedder"
-    rotary: str = "rope"
+    rotary: tuple[str, ...] = ("rope",)
     alike: tuple[str, ...] = ("patch_embedding", "condition_embedder")
     processor_class: type = WanAttnProcessor
     """Of the self-attention that a stand-in knows how to do."""

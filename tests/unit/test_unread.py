@@ -12,6 +12,7 @@ from wan_random import denoise as denoise_pipe
 
 from tapvideo import ScheduleConfig, TapConfig, enable_tap
 from tapvideo.config import RecomputeConfig
+from tapvideo.models import adapter_for
 from tapvideo.models import alike as alike_module
 from tapvideo.models.alike import Shared
 from tapvideo.models.hook import HOOK_NAME, TapHook
@@ -19,6 +20,7 @@ from tapvideo.models.unread import UnreadTables, UnreadText, replaced
 
 WAN_LIKE = ["Wan 2.1 T2V", "Wan 2.1 I2V", "Wan 2.1 FLF2V", "Wan 2.2 TI2V", "SkyReels-V2 T2V", "SkyReels-V2 I2V"]
 ROTARY = [*WAN_LIKE, "HunyuanVideo T2V", "HunyuanVideo I2V, tokens", "HunyuanVideo 1.5 T2V", "Mochi", "CogView4"]
+ROTARY += ["LTX-Video T2V", "LTX-Video I2V", "LTX-2 T2V", "LTX-2 I2V", "LTX-2.3 T2V"]
 SCHEDULE = ScheduleConfig(kind="explicit", steps=[0, 1, 5, 9], warmup=1, min_steps=0)
 
 
@@ -38,7 +40,8 @@ def test_forecasts_without_text_and_tables_are_those_with_them(name, monkeypatch
     case = next(case for case in CASES if case.name == name)
     transformer = case.transformer()
     forwards = calls(transformer.proj_out)
-    made = [calls(transformer.rope), *([projections(transformer)] if name in WAN_LIKE else [])]
+    tables = [calls(getattr(transformer, place)) for place in adapter_for(transformer).rotary]
+    made = [*tables, *([projections(transformer)] if name in WAN_LIKE else [])]
     tap = enable_tap(transformer, TapConfig(schedule=SCHEDULE))
     without = denoise(case, transformer)
     assert [3 * len(seen) for seen in made] == [len(forwards)] * len(made)  # 4 of 12 steps are full
