@@ -4,13 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tapvideo.config import ScheduleConfig, TapConfig
+    from tapvideo.config import ConfigError, ScheduleConfig, TapConfig
     from tapvideo.enable import disable_tap, enable_tap
     from tapvideo.resolve import default_config
 
-__all__ = ["ScheduleConfig", "TapConfig", "default_config", "disable_tap", "enable_tap"]
+__all__ = ["ConfigError", "ScheduleConfig", "TapConfig", "default_config", "disable_tap", "enable_tap"]
 
 _HOMES = {
+    "ConfigError": "tapvideo.config",
     "ScheduleConfig": "tapvideo.config",
     "TapConfig": "tapvideo.config",
     "default_config": "tapvideo.resolve",

@@ -2,6 +2,8 @@
 
 import math
 
+_LAST_SEED = 2**63 - 1
+
 
 class ConfigError(ValueError):
     """A configuration value that is not allowed; the message names key, value and what is."""
@@ -27,6 +29,18 @@ def at_least(key: str, value: float, least: float) -> None:
         raise ConfigError(f"{key}={value!r} is not finite; allowed: numbers from {least}")
     if not value >= least:
         raise ConfigError(f"{key}={value!r} is too small; allowed: {least} or more")
+
+
+def check_seeds(key: str, seeds: list[int]) -> None:
+    """Refuse what seeds no generator, or seeds it twice.
+
+    Raises:
+        ConfigError: if there is none, one is out of range, or one is repeated.
+    """
+    if not seeds or not all(0 <= seed <= _LAST_SEED for seed in seeds):
+        raise ConfigError(f"{key}={seeds!r} is not a list of seeds; allowed: one or more integers from 0 to 2^63 - 1")
+    if len(set(seeds)) != len(seeds):
+        raise ConfigError(f"{key}={seeds!r} repeats a seed; allowed: each once")
 
 
 def positive(key: str, value: float) -> None:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tapvideo.checks import ConfigError as ConfigError
-from tapvideo.checks import at_least, one_of, positive
+from tapvideo.checks import at_least, check_seeds, one_of, positive
 from tapvideo.parallel.config import ParallelConfig
 from tapvideo.pipeline_kinds import KINDS, SCHEDULERS, PipelineKind
 from tapvideo.tap_config import ForecastConfig as ForecastConfig
@@ -127,10 +127,7 @@ class GenerateConfig:
         if not 0 <= self.quality <= 51:
             raise ConfigError(f"quality={self.quality!r} is no x264 rate factor; allowed: 0 (best) to 51")
         positive("flow_shift", self.flow_shift)
-        if not self.seeds or any(s < 0 for s in self.seeds):
-            raise ConfigError(f"seeds={self.seeds!r} is not a list of seeds; allowed: one or more integers from 0")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(f"seeds={self.seeds!r} repeats a seed; allowed: each once")
+        check_seeds("seeds", self.seeds)
 
     def _check_pipeline(self) -> None:
         name, kind = self.model.pipeline, self.kind

@@ -13,14 +13,7 @@ from tapvideo.outputs import Made, describe, describe_mean, mean_comparison, rep
 from tapvideo.parallel.decode import DecodePlan, plan_decode, sharded_decoder
 from tapvideo.parallel.launch import check_agreement, check_same_latents, joined
 from tapvideo.parallel.topology import AXES, Topology
-from tapvideo.pipeline import (
-    Pipeline,
-    accelerated,
-    hide_loading_bars,
-    latent_size,
-    load_pipeline,
-    resolve_device,
-)
+from tapvideo.pipeline import Pipeline, accelerated, hide_loading_bars, latent_size, load_pipeline, resolve_device
 from tapvideo.record import messages, new_record, package_versions
 from tapvideo.report import write_report
 from tapvideo.report.data import steps_and_maps
@@ -29,6 +22,7 @@ from tapvideo.run_folder import Job, list_jobs, make_folder, read_prompts, run_f
 from tapvideo.sample import RunFailed, Sample, check_frames, sample
 from tapvideo.schedule import Plan, StepKind, full_plan, strip
 from tapvideo.schedulers import experts, noise_levels, plan_steps
+from tapvideo.weights import check_known_sizes
 
 
 def run(config: GenerateConfig, *, command: str = "") -> Path:
@@ -55,6 +49,7 @@ def run(config: GenerateConfig, *, command: str = "") -> Path:
     plan = plan_steps(config)
     folder = run_folder(config, prompts)
     if config.dry_run:
+        check_known_sizes(config)
         print_plan(config, plan)
         return folder
     facts = {**shape(config), "prompts": prompts, "versions": package_versions()}

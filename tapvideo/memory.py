@@ -30,8 +30,13 @@ class Kept:
 
     def __str__(self) -> str:
         """E.g. ``anchors 0.56 GiB, keys and values 5.61 GiB``."""
-        words = f"anchors {self.anchors / _GIB:.2f} GiB"
-        return f"{words}, keys and values {self.kv / _GIB:.2f} GiB" if self.kv else words
+        words = f"anchors {_size(self.anchors)}"
+        return f"{words}, keys and values {_size(self.kv)}" if self.kv else words
+
+
+def _size(count: int) -> str:
+    """So many bytes, in a unit in which there is something to read."""
+    return f"{count / _GIB:.2f} GiB" if count >= 0.1 * _GIB else f"{count / 2**20:.2f} MiB"
 
 
 def kept_on_this_rank(

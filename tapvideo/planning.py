@@ -86,7 +86,7 @@ def _calibrated_steps(config: TapConfig, num_steps: int) -> list[int]:
     if count not in allowed:
         raise ConfigError(
             f"schedule.speedup={config.schedule.speedup!r} is {count} full steps, for which the calibration has no "
-            f"plan; allowed: {allowed[0]} to {allowed[-1]} full steps of {num_steps}, or schedule=spread"
+            f"plan; allowed: {num_steps / allowed[-1]:g} to {num_steps / allowed[0]:g}, or schedule=spread"
         )
     return found.best_steps(count)
 

@@ -9,7 +9,7 @@ from tapvideo.calibration import Calibration, load_calibration
 from tapvideo.calibration.find import RunKind, find_calibration
 from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ScheduleConfig, TapConfig
 from tapvideo.lora import lora_digests
-from tapvideo.planning import check_steps, spread_over_experts
+from tapvideo.planning import check_steps, make_plan, spread_over_experts
 from tapvideo.schedulers import expert_starts, make_scheduler, second_start
 from tapvideo.weights import ASSETS
 
@@ -21,15 +21,19 @@ DEFAULT_BLEND = 0.5
 Config = TypeVar("Config", bound=GenerateConfig)
 
 
-def run_kind(config: GenerateConfig) -> RunKind:
+def run_kind(config: GenerateConfig, scheduler: Any = None) -> RunKind:
     """What a calibration must agree in with this run.
 
+    Args:
+        config: of the run.
+        scheduler: the one that it will run, where that is at hand.
+
     Raises:
-        ConfigError: if the scheduler follows from weights that are not at hand.
+        ConfigError: if the scheduler follows from weights that are not at hand, a LoRA is not, or a scale is no number.
     """
     key = config.kind.guidance
     cfg = 1.0 if key == "guidance" else float(config.model.call.get(key, 1.0))
-    kind = _kind(make_scheduler(config), config.model.weights, config.steps, config.guidance)
+    kind = _kind(scheduler or make_scheduler(config), config.model.weights, config.steps, config.guidance)
     loras = [digest for digest in lora_digests(config).values() if digest]
     lora = f"{'+'.join(loras)} x {config.lora_scale:g}" if loras else None
     edge, second = config.model.boundary, config.model.call.get("guidance_scale_2")
@@ -61,12 +65,12 @@ def _with_calibration(config: Config) -> Config:
         return config
     if not tap.awaits_calibration:
         return _with_file(config, Path(tap.calibration).expanduser().resolve())
-    try:
-        kind = run_kind(config)
-    except ConfigError:
-        if not config.dry_run:
-            raise
+    if config.steps < config.schedule.min_steps:  # nothing is forecast
+        return _without(config, "")
+    scheduler = _known_scheduler(config)
+    if scheduler is None:
         return _without(config, "the weights are not here, whose scheduler says which one fits")
+    kind = run_kind(config, scheduler)
     found = find_calibration(kind)
     if found is None:
         return _without(config, f"there is none for {kind}; tapvideo-calibrate makes one")
@@ -76,9 +80,26 @@ def _with_calibration(config: Config) -> Config:
     return replace(config, tap=replace(config.tap, calibration=str(found)))
 
 
+def _known_scheduler(config: GenerateConfig) -> Any:
+    """The scheduler of a run; None in a dry run without the weights that it follows from.
+
+    Raises:
+        ConfigError: without them in any other run.
+    """
+    try:
+        return make_scheduler(config)
+    except ConfigError:
+        if not config.dry_run:
+            raise
+        return None
+
+
 def _with_file(config: Config, path: Path) -> Config:
-    """The same run by a calibration that was named."""
-    calibration = load_calibration(path)
+    """The same run by a calibration that was named: another model's may be worth a try, but not without a word."""
+    calibration, scheduler = load_calibration(path), _known_scheduler(config)
+    unlike = run_kind(config, scheduler).differences(calibration) if scheduler else []
+    if unlike:
+        logger.warning("tapvideo: tap.calibration=%r is of other runs: %s", str(path), "; ".join(unlike))
     if config.steps >= config.schedule.min_steps:  # or nothing is forecast
         check_steps(config.tap_config, calibration, config.steps)
         check_experts(config, calibration, f"tap.calibration={str(path)!r}")
@@ -122,6 +143,9 @@ def default_config(
         speedup: steps over full steps, among them those on which a second expert warms up.
         weights: hub id or folder, as they were named to `tapvideo-calibrate`; by default, what the pipeline says.
         guidance_2: `guidance_scale_2` of its calls, for the second of two experts.
+
+    Raises:
+        ConfigError: if the speedup is none, or the calibration has no plan with so few full steps.
     """
     named = weights or str(getattr(pipe.config, "_name_or_path", ""))
     if Path(named).parent == ASSETS:
@@ -133,10 +157,13 @@ def default_config(
         starts = (0, 0 if edge is None else second_start(pipe.scheduler, edge, steps))
     found = find_calibration(kind)
     if found is None or load_calibration(found).starts != starts:
+        logger.warning("tapvideo: forecasting without a calibration, because there is none for %s", kind)
         spread = ScheduleConfig(kind="spread", speedup=speedup)
         return TapConfig(name=_without_name("default"), schedule=spread_over_experts(spread, steps, starts[-1]))
     schedule = ScheduleConfig(kind="calibrated", speedup=speedup)
-    return TapConfig(name="default", blend=DEFAULT_BLEND, calibration=str(found), schedule=schedule)
+    made = TapConfig(name="default", blend=DEFAULT_BLEND, calibration=str(found), schedule=schedule)
+    make_plan(made, steps)  # a speedup that has no plan is refused now, and not in mid-run
+    return made
 
 
 def _other(second: float | None, first: float) -> float | None:
@@ -145,7 +172,7 @@ def _other(second: float | None, first: float) -> float | None:
 
 
 def _without(config: Config, why: str) -> Config:
-    """The same run by the method that needs no calibration, and a line that says so."""
+    """The same run by the method that needs no calibration, and a line that says why, if there is a reason to give."""
     tap, schedule = config.tap, config.schedule
     if tap.family == "calibrated":
         tap = replace(ForecastConfig(name=_without_name(tap.name)), maps=tap.maps, recompute=tap.recompute)
@@ -153,7 +180,8 @@ def _without(config: Config, why: str) -> Config:
         tap = replace(tap, name=_without_name(tap.name), blend=0.0)
     if schedule.kind == "calibrated":
         schedule = replace(schedule, kind="spread")
-    logger.warning("tapvideo: forecasting without a calibration, because %s", why)
+    if why:
+        logger.warning("tapvideo: forecasting without a calibration, because %s", why)
     return replace(config, tap=tap, schedule=schedule)
 
 

@@ -203,10 +203,12 @@ def check_call(config: GenerateConfig, kind: type) -> None:
         ConfigError: for the first one.
     """
     own = {*_all_arguments(replace(config, model=replace(config.model, call={})), "", 0), *_NOT_FOR_CALL}
+    if config.model.boundary is None:
+        own.add("guidance_scale_2")  # of a second expert
     free = sorted(n for n in _accepted(kind) - own if not any(part in n for part in _NEVER_FOR_CALL))
     odd = next((name for name in config.model.call if name not in free), None)
     if odd is not None:
-        value, allowed = config.model.call[odd], ", ".join(free)
+        value, allowed = config.model.call[odd], ", ".join(free) or "none"
         raise ConfigError(f"model.call.{odd}={value!r} is no argument of a {kind.__name__}; allowed: {allowed}")
 
 

@@ -81,6 +81,19 @@ def check_sizes(config: GenerateConfig, folder: Path) -> None:
         _check_only("num_frames", config.num_frames, transformer["sample_frames"])
 
 
+def check_known_sizes(config: GenerateConfig) -> None:
+    """As `check_sizes`, where the model is at hand: a dry run does not need it.
+
+    Raises:
+        ConfigError: if the model is here, and cannot make this size.
+    """
+    try:
+        folder = find_configs(config.model)
+    except ConfigError:
+        return
+    check_sizes(config, folder)
+
+
 def vae_strides(vae: dict[str, Any]) -> tuple[int, int]:
     """Frames, and rows or columns, of a latent, from the `config.json` of a VAE."""
     temporal = vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio")

@@ -11,6 +11,7 @@ from tapvideo.batch.config import BatchConfig, clip_facts, run_path
 from tapvideo.batch.items import Item, read_items
 from tapvideo.batch.shard import Books, Outcome, Result, file_digest, open_books
 from tapvideo.batch.store import BatchFolder, Shard
+from tapvideo.checks import ConfigError
 from tapvideo.console import Console, rank
 from tapvideo.generate import open_session
 from tapvideo.outputs import Made, write_clip
@@ -143,7 +144,7 @@ def _make(batch: Batch, maker: ClipMaker, topology: Topology, item: Item, books:
     error = made = None
     try:
         made = maker.make_clip(Job(item.prompt, item.seed, str(topology.dp.rank)))
-    except PeerLost:
+    except (ConfigError, PeerLost):  # the former would be every clip's
         raise
     except RunFailed as failed:  # from latents, which are the same on all ranks of the clip
         error = _words(failed)

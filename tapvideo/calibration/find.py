@@ -41,8 +41,13 @@ class RunKind:
 
     def matches(self, calibration: Calibration) -> bool:
         """Whether a calibration is of such runs."""
-        about = calibration.about
-        return all(_same(value, about.get(name)) for name, value in asdict(self).items())
+        return not self.differences(calibration)
+
+    def differences(self, calibration: Calibration) -> list[str]:
+        """In what a calibration is of other runs: `key=its value, not ours`."""
+        about, own = calibration.about, asdict(self)
+        unlike = [name for name, value in own.items() if not _same(value, about.get(name))]
+        return [f"{name}={about.get(name)!r}, not {own[name]!r}" for name in unlike]
 
     def __str__(self) -> str:
         """In words."""

@@ -8,6 +8,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 _FREE = "model.call."  # below which any argument of a pipeline's call may be added
 _MOST = 12  # names in a list
+_BELOW = {
+    **{name: f"schedule.{name}" for name in ("speedup", "interval", "warmup", "last", "min_steps")},
+    **{f"tap.{name}": f"schedule.{name}" for name in ("speedup", "interval", "warmup", "last", "steps")},
+    "weights": "model.weights",
+    "seed": "seeds=[0]",
+}
+"""Keys that are looked for in the wrong place."""
+
 _IDLE = ("See https://", "3. To sweep over it", "Set the environment variable")  # of no use here
 
 
@@ -27,6 +35,8 @@ def explain(error: Exception) -> str:
 
 
 def _instead(cause: OmegaConfBaseException) -> str:
+    if cause.full_key in _BELOW:
+        return f"did you mean {_BELOW[cause.full_key]}? --cfg job shows all"
     parent = cause.parent_node
     names = sorted(str(name) for name in parent) if isinstance(parent, DictConfig) else []
     above = str(cause.full_key).removesuffix(str(cause.key))

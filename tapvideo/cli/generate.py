@@ -23,6 +23,10 @@ _TEXT_KEYS = ("prompt", "negative_prompt")
 
 def main() -> None:
     """Generate videos; 2 is the exit code for a config error, 130 for Ctrl-C and 143 for SIGTERM."""
+    stray = next((a for a in sys.argv[1:] if " " in a.strip() and "=" not in a and not a.startswith("-")), None)
+    if stray is not None:
+        complain(_NAME, f"{stray!r} has no key; allowed: prompt={stray!r}")
+        sys.exit(EXIT_CONFIG)
     sys.argv[1:] = [quote_text(argument) for argument in sys.argv[1:]]
     enter(_app, _NAME)
 
@@ -36,6 +40,8 @@ def quote_text(argument: str) -> str:
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if not equals or key not in _TEXT_KEYS or is_quoted:
         return argument
+    if value == "null":  # none, as with all other keys; the word itself is 'null', quoted
+        return f"{key}=''"
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
     escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
     return f"{key}='{escaped}'"

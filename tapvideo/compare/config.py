@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from tapvideo.checks import one_of
+from tapvideo.checks import check_seeds, one_of
 from tapvideo.config import (
     ConfigError,
     ForecastConfig,
@@ -119,6 +119,7 @@ class CompareConfig:
             raise ConfigError(f"metrics={self.metrics!r} names {unknown[0]!r}; allowed: {', '.join(METRICS)}")
         if "psnr" not in self.metrics:
             raise ConfigError(f"metrics={self.metrics!r} lacks psnr, by which methods are tuned and sorted")
+        self.presets = {name: replace(preset, name=name) for name, preset in self.presets.items()}  # or two share a key
         self._check_schedules()
         self._check_seeds()
 
@@ -130,8 +131,7 @@ class CompareConfig:
 
     def _check_seeds(self) -> None:
         for key, seeds in (("seeds", self.seeds), ("tuning_seeds", self.tuning_seeds)):
-            if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
-                raise ConfigError(f"{key}={seeds!r} is not a list of seeds; allowed: different integers from 0")
+            check_seeds(key, seeds)
         reported = {*self.seeds, *(seed + self.other_seed for seed in self.seeds)}
         shared = sorted(reported & set(self.tuning_seeds))
         if shared:

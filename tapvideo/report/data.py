@@ -68,8 +68,10 @@ class Report:
 
 def doubt(speedup: float, steps: int, full: int) -> str:
     """What to say of a speedup beyond what steps that were left out explain; empty where there is nothing to say."""
-    if full in (0, steps) or speedup <= _NOISE * steps / full:
+    if not full or speedup <= _NOISE * steps / full:
         return ""
+    if full == steps:
+        return "nothing was forecast: something else may have slowed the un-accelerated run"
     return f"more than {steps} / {full} steps explain: something else may have slowed the un-accelerated run"
 
 

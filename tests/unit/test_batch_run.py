@@ -139,6 +139,11 @@ def test_bad_command_lines_end_in_one_line(monkeypatch, capsys):
     assert "typo" in capsys.readouterr().err
 
 
+def test_what_is_wrong_with_every_clip_ends_the_batch(batch_overrides):
+    with pytest.raises(ConfigError, match=r"tap.probe_depth=9 of a model with"):
+        run(batch_config(*batch_overrides, "seeds=[0,1]", "tap.probe=block_output", "tap.probe_depth=9", "steps=12"))
+
+
 def _on_ranks(root, config, items, bad):
     os.environ["RANK"] = str(torch.distributed.get_rank())
     topology = build_topology(config.parallel, torch.device("cpu"))

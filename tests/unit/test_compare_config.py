@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from tapvideo.compare.config import CompareConfig, compare_folder, default_presets, read_list, read_sets
 from tapvideo.compare.results import is_bound
 from tapvideo.compare.runner import all_methods, choose_methods, reference_schedulers
-from tapvideo.config import ConfigError, ModelConfig, config_dir, from_hydra
+from tapvideo.config import ConfigError, ForecastConfig, ModelConfig, config_dir, from_hydra
 from tapvideo.tiny.scenes import is_held_out, parse_caption
 
 
@@ -54,6 +54,13 @@ def test_sets_are_disjoint_and_reporting_is_held_out_of_training():
         parse_caption(prompt)
 
 
+def test_a_preset_is_called_by_its_key():
+    """Or one that does not say its name would take another's place."""
+    presets = {"paper": ForecastConfig(), "mine": ForecastConfig(blend=0.5)}
+    presets = CompareConfig(presets=presets, schedules={}).presets
+    assert [preset.name for preset in presets.values()] == ["paper", "mine"]
+
+
 @pytest.mark.parametrize("preset", ["quick", "full"])
 def test_seeds_of_the_two_sets_are_disjoint(preset):
     config = composed(f"preset={preset}")
@@ -74,6 +81,7 @@ def test_seeds_of_the_two_sets_are_disjoint(preset):
         ({"tuning_seeds": [1]}, "tuning_seeds=[1]"),
         ({"tuning_seeds": [9001]}, "tuning_seeds=[9001]"),
         ({"seeds": [1, 1]}, "seeds=[1, 1]"),
+        ({"seeds": [2**63]}, f"seeds=[{2**63}] is not a list of seeds"),
         ({"scheduler": "ddim"}, "scheduler='ddim'"),
     ],
 )

@@ -26,6 +26,7 @@ from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, Schedul
         ("seeds=[]", "seeds"),
         ("seeds=[1,1]", "seeds"),
         ("seeds=[-1]", "seeds"),
+        ("seeds=[9223372036854775808]", "seeds"),
         ("tap.family=newton", "tap.family"),
         ("tap.proxy=l1", "tap.proxy"),
         ("tap.choice=block", "tap.choice"),

@@ -5,8 +5,9 @@ from tapvideo.record import ClipRecord, Comparison, StageTimes
 from tapvideo.report.data import doubt
 
 
-def test_a_run_without_forecasts_is_not_doubted():
-    assert doubt(1.3, 50, 50) == ""
+def test_a_run_without_forecasts_is_doubted_where_it_is_faster():
+    assert doubt(1.05, 50, 50) == ""
+    assert doubt(1.3, 50, 50).startswith("nothing was forecast: ")
     assert doubt(1.3, 0, 0) == ""
     assert doubt(1.3, 50, 45).startswith("more than 50 / 45 steps explain")
 

@@ -124,6 +124,49 @@ def test_a_calibration_of_other_steps_is_refused_before_the_weights_are_loaded(
     assert count(plan_steps(resolve(short))) == 4
 
 
+def test_a_named_calibration_of_other_runs_is_not_taken_without_a_word(
+    composed, random_overrides, own, tmp_path, caplog
+):
+    config = composed(*random_overrides, "tap=default", f"tap.calibration={tmp_path / 'one.safetensors'}")
+    fitting(config).save(tmp_path / "one.safetensors")
+    resolve(config)
+    assert caplog.messages == []
+    resolve(replace(config, guidance=3.0, scheduler="euler"))
+    (message,) = caplog.messages
+    assert message.endswith(
+        "one.safetensors' is of other runs: scheduler='UniPCMultistepScheduler', not 'FlowMatchEulerDiscreteScheduler';"
+        f" guidance={config.guidance!r}, not 3.0"
+    )
+
+
+def test_a_run_too_short_to_forecast_is_sent_to_no_calibration(composed, random_overrides, own, caplog):
+    short = resolve(composed(*random_overrides, "tap=default", "steps=8", "schedule.min_steps=12"))
+    assert plan_steps(short) == spread_plan(8, count=8)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [(["lora=/nope"], "lora='/nope'"), (["model=wan22", "model.call.guidance_scale_2=abc"], "guidance_scale_2='abc'")],
+)
+def test_a_dry_run_blames_no_weights_for_what_is_wrong_otherwise(composed, own, overrides, told, caplog):
+    with pytest.raises(ConfigError, match=told):
+        resolve(composed("prompt=x", "tap=default", "dry_run=true", *overrides))
+    assert caplog.messages == []
+
+
+def test_a_default_config_says_that_it_goes_without_and_refuses_what_has_no_plan(wan, own, caplog):
+    pipe = wan.random_pipeline()
+    assert default_config(pipe, steps=STEPS, guidance=6.0).name == "default-uncalibrated"
+    (message,) = caplog.messages
+    assert "without a calibration, because there is none for" in message
+    scheduler, shift = type(pipe.scheduler).__name__, float(pipe.scheduler.config.flow_shift)
+    made_up(**asdict(RunKind("x", scheduler, shift, STEPS, 6.0))).save(own / "mine.safetensors")
+    assert default_config(pipe, steps=STEPS, guidance=6.0, weights="x").name == "default"
+    with pytest.raises(ConfigError, match=r"schedule.speedup=100 is 1 full steps, .*; allowed: 1 to 2.8"):
+        default_config(pipe, steps=STEPS, guidance=6.0, weights="x", speedup=100)
+
+
 def test_a_path_is_made_absolute(composed, random_overrides, own, tmp_path, monkeypatch):
     made_up(steps=STEPS).save(tmp_path / "one.safetensors")
     monkeypatch.chdir(tmp_path)
