@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tapvideo.checks import ConfigError as ConfigError
 from tapvideo.checks import at_least, check_seeds, one_of, positive
 from tapvideo.parallel.config import ParallelConfig
-from tapvideo.pipeline_kinds import KINDS, SCHEDULERS, PipelineKind
+from tapvideo.pipeline_kinds import KINDS, PipelineKind
 from tapvideo.tap_config import ForecastConfig as ForecastConfig
 from tapvideo.tap_config import RecomputeConfig as RecomputeConfig
 from tapvideo.tap_config import ScheduleConfig as ScheduleConfig
@@ -131,7 +131,6 @@ class GenerateConfig:
 
     def _check_pipeline(self) -> None:
         name, kind = self.model.pipeline, self.kind
-        one_of("scheduler", self.scheduler, tuple(SCHEDULERS))
         if self.scheduler not in kind.schedulers:
             allowed = ", ".join(kind.schedulers)
             raise ConfigError(f"scheduler={self.scheduler!r} does not go with a {name}; allowed: {allowed}")
@@ -225,6 +224,8 @@ def _parts(value: Any) -> list[Any]:
 def _readable(error: OmegaConfBaseException) -> str:
     first_line = str(error.msg or error).splitlines()[0]
     key = error.full_key or error.key
+    if "is not a ListConfig" in first_line:  # which speaks of omegaconf's own classes
+        return f"{key} is a list; allowed: {key}=[...]"
     return f"{key}: {first_line}" if key else first_line
 
 

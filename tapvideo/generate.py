@@ -18,7 +18,7 @@ from tapvideo.record import messages, new_record, package_versions
 from tapvideo.report import write_report
 from tapvideo.report.data import steps_and_maps
 from tapvideo.resolve import resolve
-from tapvideo.run_folder import Job, list_jobs, make_folder, read_prompts, run_folder, shape
+from tapvideo.run_folder import Job, kept_if_used, list_jobs, make_folder, read_prompts, run_folder, shape
 from tapvideo.sample import RunFailed, Sample, check_frames, sample
 from tapvideo.schedule import Plan, StepKind, full_plan, strip
 from tapvideo.schedulers import experts, noise_levels, plan_steps
@@ -69,7 +69,8 @@ def make_all(
 ) -> None:
     """Load the pipeline and make every clip that falls to this rank's group; rank 0 keeps the record of all."""
     make_folder(folder)  # better now than after the first clip
-    session = open_session(config, plan, topology, console)
+    with kept_if_used(folder):
+        session = open_session(config, plan, topology, console)
     if _compares(config):
         session.warm_up()
     record, clips = new_record(config, command, resolve_device(config), strip(plan), experts(config)), []

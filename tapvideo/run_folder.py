@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,17 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(
             f"output_dir={str(folder.parent)!r} cannot be made ({error.strerror}); allowed: a folder to write to"
         ) from error
+
+
+@contextmanager
+def kept_if_used(folder: Path) -> Iterator[None]:
+    """A folder that was made in good time; if the block fails before there is anything in it, it goes again."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty: from an earlier run
+            folder.rmdir()
+        raise
 
 
 def list_jobs(config: GenerateConfig, prompts: list[str]) -> list[Job]:

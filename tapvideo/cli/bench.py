@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args(argv)
+    if (wrong := _refusal(args)) is not None:
+        parser.error(wrong)
     timing = measure(args)
     record = {
         **vars(args),
@@ -86,6 +88,22 @@ def main(argv: list[str] | None = None) -> None:
     print(f"anchors {timing.anchor_bytes / 2**20:.0f} MiB, kept keys and values {timing.kv_bytes / 2**20:.0f} MiB")
     if timing.peak_bytes is not None:
         print(f"most memory beyond a plain pass {timing.peak_bytes / 2**20:.0f} MiB")
+
+
+def _refusal(args: argparse.Namespace) -> str | None:
+    """What is wrong with the arguments, and what is allowed."""
+    if args.dim < 128 or args.dim % 128:
+        return f"--dim {args.dim}: heads are 128 wide; allowed: multiples of 128"
+    for name in ("ffn_dim", "layers", "repeats"):
+        if getattr(args, name) < 1:
+            return f"--{name.replace('_', '-')} {getattr(args, name)} is too small; allowed: 1 or more"
+    if min(args.grid) < 1:
+        return f"--grid {' '.join(map(str, args.grid))} has no tokens; allowed: three numbers from 1"
+    if not 0 < args.recompute <= 1:
+        return f"--recompute {args.recompute:g} is no share of tokens; allowed: above 0, up to 1"
+    if args.device != "cpu" and not torch.cuda.is_available():
+        return f"--device {args.device} is not there; allowed: cpu"
+    return None
 
 
 @torch.no_grad()

@@ -65,6 +65,7 @@ def test_config_errors_are_told_by_one_rank(command_line, monkeypatch):
         ("speedup=3", "speedup is no key; did you mean schedule.speedup? --cfg job shows all"),
         ("tap.interval=3", "tap.interval is no key; did you mean schedule.interval?"),
         ("a red circle", "'a red circle' has no key; allowed: prompt='a red circle'"),
+        ("seeds=3", "seeds is a list; allowed: seeds=[...]"),
         ("prompt=null", "prompt='' has no prompt; allowed"),
         ("tap.choise=token", "tap.choise is no key; did you mean tap.choice"),
         ("steps.deep=3", "steps.deep is no key; --cfg job shows all that are"),
@@ -94,11 +95,12 @@ def test_what_hydra_refuses_is_one_line_and_exit_2(command_line, monkeypatch, ov
         ("+model.call.guidance_scale_2=3", "model.call.guidance_scale_2=3 is no argument of a WanPipeline; allowed: "),
     ],
 )
-def test_what_the_model_cannot_do_is_refused(command_line, random_overrides, override, told):
+def test_what_the_model_cannot_do_is_refused(command_line, random_overrides, override, told, tmp_path):
     dry = ["dry_run=true"] if override.startswith("height") else []  # as far as it can be known without the weights
     code, _, err = command_line(*random_overrides, override, *dry)
     assert code == 2
     assert err.startswith(f"tapvideo-generate: {told}")
+    assert not [*tmp_path.glob("outputs/*")]  # no folder is left with nothing in it
 
 
 def test_failed_run_is_one_line_and_exit_1(command_line, random_overrides, monkeypatch):
