@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tapvideo.cli.explain import explain
 from tapvideo.console import rank
-from tapvideo.parallel.launch import world_size
+from tapvideo.parallel.launch import end_if_torn, world_size
 
 EXIT_RUN, EXIT_CONFIG = 1, 2
 EXIT_INTERRUPT, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -28,6 +28,14 @@ def enter(app: Callable[[], None], command: str, *, then: str = "") -> None:
         command: its name, which a line of complaint begins with.
         then: what the line about a signal ends with.
     """
+    try:
+        _guard(app, command, then)
+    except SystemExit as end:
+        end_if_torn(end.code)
+        raise
+
+
+def _guard(app: Callable[[], None], command: str, then: str) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with _hydra_raises():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from tapvideo.parallel.config import ParallelConfig
 from tapvideo.parallel.topology import Topology, alone, build_topology, mesh_sizes
 
 _FAILURE = "failure"
+_LAST_WORDS = timedelta(seconds=2)
 
 
 class RankFailed(RuntimeError):
@@ -68,6 +70,15 @@ def joined(config: ParallelConfig, device: torch.device, facts: Mapping[str, Any
         raise RankFailed(dist.get_rank(), error) from error
     else:
         dist.destroy_process_group()
+
+
+def end_if_torn(code: int | str | None) -> None:
+    """End this process at once if a block of `joined` failed in it, before threads of its group can abort it."""
+    if not dist.is_initialized():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def start_ranks(config: ParallelConfig, device: torch.device) -> dist.Store:
@@ -132,7 +143,13 @@ def _short(text: str) -> str:
 
 def _is_first(store: dist.Store) -> bool:
     """Whether no other rank has failed before this one."""
-    own = str(dist.get_rank())
-    with suppress(RuntimeError):  # whoever kept the store is gone too: better said twice than never
-        return store.compare_set(_FAILURE, "", own).decode() == own
-    return True
+    own, world = dist.get_rank(), dist.get_world_size()
+    try:
+        first = store.compare_set(_FAILURE, "", str(own)).decode()
+        store.set(f"{_FAILURE}-{own}", "")
+    except RuntimeError:  # whoever kept the store is gone too: better said twice than never
+        return True
+    if own == 0:  # it may keep the store itself: those that fail beside it are to find it there
+        with suppress(RuntimeError):
+            store.wait([f"{_FAILURE}-{rank}" for rank in range(world)], _LAST_WORDS)
+    return first == str(own)

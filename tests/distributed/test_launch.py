@@ -26,6 +26,24 @@ def torchrun(ranks, overrides):
     )
 
 
+def alone(*commands):
+    """Ranks started one by one, with what `torchrun` would put in their environment; rank 0 keeps the store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**QUIET, "WORLD_SIZE": str(len(commands)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, command in enumerate(commands)
+    ]
+
+
 def finish(process, timeout=240):
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
@@ -89,25 +107,41 @@ def wait_for_rank(process, rank):
     ],
 )
 def test_ranks_that_were_started_for_different_things_do_not_wait_for_each_other(overrides, first, second, named):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**QUIET, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, LAUNCHER, *overrides, override],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, override in enumerate([first, second])
-    ]
+    processes = alone(*([LAUNCHER, *overrides, override] for override in (first, second)))
     results = [finish(process) for process in processes]
     told = "".join(err for _, _, err in results)
-    assert all(code in (1, 2) for code, _, _ in results)
+    assert sorted(code for code, _, _ in results) == [1, 2], told
     assert told.count(named) == 1
     assert "Traceback" not in told
+
+
+TORN = """
+import atexit, os, sys, time
+import torch
+from tapvideo.cli.entry import complain, enter
+from tapvideo.parallel.config import ParallelConfig
+from tapvideo.parallel.launch import Hushed, RankFailed, joined
+
+def app():
+    try:
+        with joined(ParallelConfig(sp=2), torch.device("cpu"), {}):
+            time.sleep(float(os.environ["RANK"]))  # the one that keeps the store is the first to go
+            raise ValueError("torn")
+    except RankFailed as failed:
+        complain("name", str(failed))
+        sys.exit(2)
+    except Hushed:
+        sys.exit(1)
+
+atexit.register(os.abort)  # as a thread of the group may, at a bad moment
+enter(app, "name")
+"""
+
+
+def test_a_rank_whose_group_is_torn_ends_with_its_own_code_and_leaves_the_other_the_store():
+    results = [finish(process) for process in alone(["-c", TORN], ["-c", TORN])]
+    assert [code for code, _, _ in results] == [2, 1]
+    assert [err.splitlines()[-1:] for _, _, err in results] == [["name: rank 0: torn"], []]
 
 
 def test_wrong_mesh_is_one_line_with_what_is_allowed(overrides):
