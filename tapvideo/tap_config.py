@@ -20,6 +20,8 @@ BY_SPEEDUP = ("spread", "calibrated")
 
 _MOST_CANDIDATES = 127  # choices are kept in one signed byte per token
 
+_INTERVAL = 4  # of the paper's table
+
 _USED_BY = {"last": "interval", "steps": "explicit"}
 """Keys that one kind of schedule has a use for."""
 
@@ -33,8 +35,8 @@ class ScheduleConfig:
     `spread`: as many as `speedup` allows, in a head and growing gaps. `calibrated`: where calibration wants them."""
     speedup: float | None = None
     """Steps over full steps, of kinds `spread` and `calibrated`."""
-    interval: int | None = 4
-    """Distance between full steps after the warm-up; 1 makes every step full."""
+    interval: int | None = None
+    """Distance between full steps after the warm-up, of kind `interval`: 1 makes every step full, null is 4."""
     warmup: int = 3
     """Full steps at the start, of every branch and of every expert; calibrated schedules have their own idea of it."""
     last: int = 1
@@ -66,7 +68,9 @@ class ScheduleConfig:
 
     def _check_beat(self) -> None:
         """Each kind has its own measure of how many steps are full; another's would change nothing."""
-        if self.kind != "interval" and self.interval not in (None, 4):
+        if self.kind == "interval" and self.interval is None:
+            self.interval = _INTERVAL
+        if self.kind != "interval" and self.interval is not None:
             own = "speedup" if self.kind in BY_SPEEDUP else "steps"
             raise ConfigError(
                 f"schedule.interval={self.interval!r} is not for schedule={self.kind}; "
@@ -80,9 +84,8 @@ class ScheduleConfig:
         if self.speedup is not None:
             allowed = ", ".join(f"schedule={kind}" for kind in BY_SPEEDUP)
             raise ConfigError(f"schedule.speedup={self.speedup!r} is not for schedule={self.kind}; allowed: {allowed}")
-        if self.interval is None:
-            raise ConfigError(f"schedule.interval=null, and schedule.kind={self.kind} needs it; allowed: 1 or more")
-        at_least("schedule.interval", self.interval, 1)
+        if self.interval is not None:
+            at_least("schedule.interval", self.interval, 1)
 
     def _check_idle(self) -> None:
         """What the kind has no use for would change nothing, and nobody would notice."""

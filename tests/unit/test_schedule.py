@@ -111,9 +111,10 @@ def test_speedup_is_steps_over_full_steps(steps, speedup, count):
 @pytest.mark.parametrize("kind", ["spread", "calibrated"])
 def test_schedules_by_speedup_take_no_interval(kind):
     assert ScheduleConfig(kind=kind, speedup=2.0, interval=None).speedup == 2.0
-    assert ScheduleConfig(kind=kind, speedup=2.0).interval == 4  # what nobody has set
-    with pytest.raises(ConfigError, match=f"schedule.interval=5 is not for schedule={kind}; allowed: schedule.speedup"):
-        ScheduleConfig(kind=kind, speedup=2.0, interval=5)
+    for interval in (4, 5):
+        told = f"schedule.interval={interval} is not for schedule={kind}; allowed: schedule.speedup"
+        with pytest.raises(ConfigError, match=told):
+            ScheduleConfig(kind=kind, speedup=2.0, interval=interval)
     with pytest.raises(ConfigError, match=f"schedule.speedup=null, and schedule.kind={kind} needs it; allowed: 1 or"):
         ScheduleConfig(kind=kind, interval=None)
     for speedup in (0.5, float("nan"), float("inf")):
@@ -125,8 +126,11 @@ def test_schedules_by_speedup_take_no_interval(kind):
 def test_other_schedules_take_no_speedup(kind):
     with pytest.raises(ConfigError, match=f"schedule.speedup=2.0 is not for schedule={kind}; .* schedule=calibrated"):
         ScheduleConfig(kind=kind, steps=[0, 3], speedup=2.0)
-    with pytest.raises(ConfigError, match=f"schedule.interval=null, and schedule.kind={kind} needs it"):
-        ScheduleConfig(kind=kind, steps=[0, 3], interval=None)
+
+
+def test_an_interval_that_nobody_has_set_is_the_papers():
+    assert (ScheduleConfig().interval, ScheduleConfig(interval=None).interval) == (4, 4)
+    assert ScheduleConfig(kind="explicit", steps=[0, 3]).interval is None
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ def test_other_schedules_take_no_speedup(kind):
         ("explicit", "last", 2, "1, or schedule=interval"),
         ("interval", "steps", [0, 5], r"\[\], or schedule=explicit"),
         ("spread", "steps", [0, 5], r"\[\], or schedule=explicit"),
-        ("explicit", "interval", 7, "schedule.steps, or schedule=interval"),
+        ("explicit", "interval", 4, "schedule.steps, or schedule=interval"),
     ],
 )
 def test_what_a_schedule_has_no_use_for_is_refused(kind, key, value, allowed):
