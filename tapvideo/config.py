@@ -1,6 +1,7 @@
-"""Typed configuration, for Python and for Hydra; the only module that knows `DictConfig`."""
+"""Typed configuration, for Python and for Hydra; all that reads a `DictConfig`, commands just hand theirs on."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,6 +118,8 @@ class GenerateConfig:
         """Check every value that does not depend on the model."""
         self._check_pipeline()
         one_of("dtype", self.dtype, DTYPES)
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
+            raise ConfigError(f"device={self.device!r} is not known; allowed: auto, cpu, cuda, cuda:N")
         one_of("offload", self.offload, OFFLOADS)
         for key in ("steps", "height", "width", "num_frames", "fps", "max_sequence_length"):
             at_least(key, getattr(self, key), 1)
@@ -221,12 +224,19 @@ def _parts(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+_ALLOWED = {"to Integer": "a whole number", "to Float": "a number", "not a valid bool": "true, false"}
+"""What omegaconf's complaint about a type leaves out."""
+
+
 def _readable(error: OmegaConfBaseException) -> str:
     first_line = str(error.msg or error).splitlines()[0]
     key = error.full_key or error.key
     if "is not a ListConfig" in first_line:  # which speaks of omegaconf's own classes
         return f"{key} is a list; allowed: {key}=[...]"
-    return f"{key}: {first_line}" if key else first_line
+    if "Incompatible value 'None'" in first_line:
+        return f"{key}=null says nothing; allowed: a value"
+    allowed = next((f"; allowed: {allowed}" for part, allowed in _ALLOWED.items() if part in first_line), "")
+    return f"{key}: {first_line}{allowed}" if key else first_line
 
 
 def config_dir() -> Path:
