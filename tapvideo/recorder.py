@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from tapvideo.calibration.file import GUIDED
 from tapvideo.config import ConfigError
 from tapvideo.models.watch import StackCall
 
-_GUIDED = {"cond", "uncond"}
 _COLUMNS = 1 << 20  # of residuals that are multiplied at a time
 
 
@@ -55,14 +55,14 @@ class Recorder:
 
 def mixture(branches: tuple[str, ...], guidance: float) -> Float64[Tensor, " b"]:
     """What branches count in the guided sum; 1 each where it is not known how they are mixed."""
-    if set(branches) == _GUIDED:
+    if set(branches) == GUIDED:
         return torch.tensor([guidance if b == "cond" else 1 - guidance for b in branches], dtype=torch.float64)
     return torch.ones(len(branches), dtype=torch.float64)
 
 
 def apart(gram: Float64[Tensor, "m m"], branches: tuple[str, ...]) -> Float64[Tensor, "m m"]:
     """The Gram matrix without products of different branches, where it is not known how they are mixed."""
-    if set(branches) == _GUIDED:
+    if set(branches) == GUIDED:
         return gram
     steps = len(gram) // len(branches)
     return gram * torch.block_diag(*[torch.ones(steps, steps, dtype=gram.dtype)] * len(branches))

@@ -242,7 +242,7 @@ def _runs(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"first{SUFFIX}"
         calibration.save(path)
-        how: dict[str, Any] = {"family": "calibrated"} if blend == 1 else {"blend": blend}
+        how: dict[str, Any] = {"family": "calibrated"} if blend == 1 else {"blend": blend, "guard": True}
         forecast = ForecastConfig(calibration=str(path), maps=False, **how)
         with accelerated(pipe, replace(config, tap=forecast, schedule=schedule)):
             for known in clips:

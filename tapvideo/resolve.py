@@ -161,7 +161,7 @@ def default_config(
         spread = ScheduleConfig(kind="spread", speedup=speedup)
         return TapConfig(name=_without_name("default"), schedule=spread_over_experts(spread, steps, starts[-1]))
     schedule = ScheduleConfig(kind="calibrated", speedup=speedup)
-    made = TapConfig(name="default", blend=DEFAULT_BLEND, calibration=str(found), schedule=schedule)
+    made = TapConfig(name="default", blend=DEFAULT_BLEND, guard=True, calibration=str(found), schedule=schedule)
     make_plan(made, steps)  # a speedup that has no plan is refused now, and not in mid-run
     return made
 
@@ -178,6 +178,7 @@ def _without(config: Config, why: str) -> Config:
         tap = replace(ForecastConfig(name=_without_name(tap.name)), maps=tap.maps, recompute=tap.recompute)
     elif tap.blend:
         tap = replace(tap, name=_without_name(tap.name), blend=0.0)
+    tap = replace(tap, guard=False)
     if schedule.kind == "calibrated":
         schedule = replace(schedule, kind="spread")
     if why:

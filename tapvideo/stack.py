@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tapvideo.banks import Banks
 from tapvideo.chunks import exact_fp32
 from tapvideo.config import ConfigError, TapConfig
+from tapvideo.guard import HELD, Guard
 from tapvideo.history import BranchState, StepContext
 from tapvideo.parallel.attention import Rows
 from tapvideo.parallel.kept import KeepOptions, KeptKV
@@ -21,8 +22,8 @@ from tapvideo.predictors import Bank
 from tapvideo.probe import gram, proxy_error
 from tapvideo.recompute import stale_tokens
 from tapvideo.schedule import Plan, StepKind
-from tapvideo.select import forecast, select_predictor
-from tapvideo.stream import Stream, StreamAdapter
+from tapvideo.select import select_predictor
+from tapvideo.stream import Stream, StreamAdapter, forecast_parts
 from tapvideo.trace import StepRecord, Trace, timed
 from tapvideo.twin import Before
 
@@ -49,6 +50,7 @@ class TapStack(nn.Module):
         shard: TokenShard,
         config: TapConfig,
         trace: Trace,
+        guard: Guard | None = None,
     ) -> None:
         super().__init__()
         if config.probe != "modulated" and config.probe_depth >= len(blocks):
@@ -65,6 +67,7 @@ class TapStack(nn.Module):
         self.shard = shard
         self.config = config
         self.trace = trace
+        self.guard = guard
         self.call: tuple[StepContext, BranchState] | None = None
         """Where the loop stands, set around every forward by whoever knows."""
         self.gathers = False
@@ -163,6 +166,8 @@ class TapStack(nn.Module):
         if state.num_calls == 0:
             state.first_step = context.step
             check_starts(self.config, self._banks.calibration, context.step)
+            if self.guard is not None:
+                self.guard.begin()
         return self._due(context, state)
 
     def _due(self, context: StepContext, state: BranchState) -> StepKind:
@@ -186,22 +191,24 @@ class TapStack(nn.Module):
             state.release()  # nobody will ask for anchors any more, and the VAE is glad of the room
             self.forget()
             return self._run_blocks(stream), {}
-        device = stream.hidden.device
-        state.trim(state.depth - 1)  # the oldest makes room before the blocks need it
-        with timed(device) as before, torch.no_grad():
-            again = self._before.probe(context, state) if self._before else None
-            probes = [self._modulated(part) for part in stream.parts] if again is None else [again]
-        depth, kept = self._depth, self._kept(state)
+        device, depth, kept = stream.hidden.device, self._depth, self._kept(state)
         partial = self._run_blocks(stream, stop=depth, kept=kept)
+        with timed(device) as before, torch.no_grad():
+            again = self._before.probe(context, state) if self._before and not depth else None
+            own = zip(stream.parts, partial.parts, strict=True)
+            probes = [self._probe(*both) for both in own] if again is None else [again]
+            if self.guard is not None and state.residuals:
+                self.guard.foretell(context, state, probes[0], self._banks.bank(context, state, device), self.shard)
+            state.trim(state.depth - 1)  # the oldest makes room before the blocks need it
         output = self._run_blocks(partial, start=depth, kept=kept)
         with timed(device) as after, torch.no_grad():
-            if depth:
-                probes = [self._block_probe(*both) for both in zip(stream.parts, partial.parts, strict=True)]
             coordinate = self._banks.coordinate(context)
             for given, made, probe, anchors in zip(
                 stream.parts, output.parts, probes, state.parts(len(stream.parts)), strict=True
             ):
                 anchors.push(context.step, coordinate, probe, made.hidden - given.hidden)
+            if self.guard is not None:
+                self.guard.judge(context, state, self.shard.comm)
         shared = self._before.num_bytes(context, state) if self._before else 0
         self.trace.note_bytes(context.branch, anchors=state.num_bytes - shared, kv=kept.num_bytes if kept else 0)
         self._before = Before(context, state)
@@ -210,9 +217,13 @@ class TapStack(nn.Module):
     @torch.no_grad()
     def _forecast(self, stream: Stream, context: StepContext, state: BranchState) -> tuple[Stream, dict[str, Any]]:
         bank = self._banks.bank(context, state, stream.hidden.device)
-        if not self._needs_probe:
-            weights = [bank.applied[:1, None] for _ in stream.parts]
-            return _forecast_parts(stream, state, weights), {"labels": bank.labels[:1]}
+        held = self.guard is not None and not self.guard.trusts(context.branch)
+        if held:
+            bank = bank.held()
+        if not self._needs_probe or (held and state.kept is None):
+            output = forecast_parts(stream, state, [bank.applied[:1, None] for _ in stream.parts])
+            told = {"labels": (HELD,), "shares": torch.ones(1)} if held else {"labels": bank.labels[:1]}
+            return output, told
         error, *beside = self._errors(stream, context, state, bank)
         judged = error
         if self.config.choice == "sample":  # of all ranks' tokens, or each rank would choose for itself
@@ -220,9 +231,11 @@ class TapStack(nn.Module):
         choice = select_predictor(judged, choice="token")
         # A companion is whole on every rank: each of them sees all there is to choose by.
         choices = [choice, *(select_predictor(own, choice=self.config.choice) for own in beside)]
-        output, labels = _forecast_parts(stream, state, [bank.applied[own] for own in choices]), bank.labels
+        output, labels = forecast_parts(stream, state, [bank.applied[own] for own in choices]), bank.labels
+        if held:
+            choice, labels = torch.zeros_like(choice), (HELD,)
         if state.kept is not None:
-            rows = self._stale(error.gather(-1, choice[..., None]).squeeze(-1))
+            rows = self._stale(error.gather(-1, choices[0][..., None]).squeeze(-1))
             if rows.own is not None and sum(rows.counts):
                 output = self._recompute(output, stream, rows, state.kept)
                 choice, labels = choice.index_fill(1, rows.own, len(labels)), (*labels, RECOMPUTED)
@@ -240,7 +253,7 @@ class TapStack(nn.Module):
             return [again]
         partial, found = self._run_blocks(stream, stop=self._depth), []
         for given, made, anchors in zip(stream.parts, partial.parts, state.parts(len(stream.parts)), strict=True):
-            probe = self._block_probe(given, made) if self._depth else self._modulated(given)
+            probe = self._probe(given, made)
             assert probe is not None
             with exact_fp32(given.hidden.device):
                 found.append(proxy_error(gram(probe, anchors.probes), bank.forms, proxy=self.config.proxy))
@@ -278,20 +291,10 @@ class TapStack(nn.Module):
         """Blocks that run for the probe on every step."""
         return self.config.probe_depth if self._needs_probe and self.config.probe != "modulated" else 0
 
-    def _modulated(self, stream: Stream) -> Tensor | None:
-        if not self._needs_probe or self._depth:
+    def _probe(self, stream: Stream, partial: Stream) -> Tensor | None:
+        """Of a sequence before the blocks, and after those that run for the probe."""
+        if not self._needs_probe:
             return None
-        return self.adapter.modulated_input(self.blocks[0], stream)
-
-    def _block_probe(self, stream: Stream, partial: Stream) -> Tensor:
+        if not self._depth:
+            return self.adapter.modulated_input(self.blocks[0], stream)
         return partial.hidden - stream.hidden if self.config.probe == "block_residual" else partial.hidden
-
-
-def _forecast_parts(stream: Stream, state: BranchState, weights: Sequence[Tensor]) -> Stream:
-    """What the blocks would make of these sequences, as their anchors foretell it."""
-    hidden, *beside = [
-        forecast(part.hidden, anchors.residuals, own)
-        for part, anchors, own in zip(stream.parts, state.parts(len(stream.parts)), weights, strict=True)
-    ]
-    companion = replace(stream.companion, hidden=beside[0]) if stream.companion is not None else None
-    return replace(stream, hidden=hidden, companion=companion)

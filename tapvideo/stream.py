@@ -1,10 +1,14 @@
 """What goes through a transformer's blocks, and what must be known of blocks to run them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from tapvideo.history import BranchState
+from tapvideo.select import forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +58,13 @@ class StreamAdapter(Protocol):
     def take_tokens(self, stream: Stream, positions: Int64[Tensor, " n"]) -> Stream:
         """The stream of the tokens at these positions, ascending; its text and its companion stay whole."""
         ...
+
+
+def forecast_parts(stream: Stream, state: BranchState, weights: Sequence[Tensor]) -> Stream:
+    """What the blocks would make of these sequences, as their anchors foretell it."""
+    hidden, *beside = [
+        forecast(part.hidden, anchors.residuals, own)
+        for part, anchors, own in zip(stream.parts, state.parts(len(stream.parts)), weights, strict=True)
+    ]
+    companion = replace(stream.companion, hidden=beside[0]) if stream.companion is not None else None
+    return replace(stream, hidden=hidden, companion=companion)

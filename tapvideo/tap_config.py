@@ -146,6 +146,8 @@ class ForecastConfig:
     """File of `tapvideo-calibrate`, or `auto`: the one that fits the run, if there is one."""
     blend: float = 0.0
     """Share of the calibrated weights in what is forecast; the rest is of the predictor that the probe chose."""
+    guard: bool = False
+    """Hold the last anchor wherever the last full step shows that forecasts of the guided sum move the wrong way."""
     orders: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Orders in the family."""
     lookback: float = 4.0
@@ -223,8 +225,8 @@ class TapConfig(ForecastConfig):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether forecasts or schedule come from calibration clips."""
-        return self.enabled and (self.uses_calibrated_weights or self.schedule.kind == "calibrated")
+        """Whether forecasts, their guard or the schedule go by calibration clips."""
+        return self.enabled and (self.uses_calibrated_weights or self.guard or self.schedule.kind == "calibrated")
 
     @property
     def awaits_calibration(self) -> bool:

@@ -20,6 +20,9 @@ from tapvideo.checks import ConfigError
 from tapvideo.video_io import atomic_path
 
 FORMAT = "tapvideo-calibration-1"
+GUIDED = frozenset({"cond", "uncond"})
+"""Branches of which it is known how guidance mixes them."""
+
 _TENSORS = ("gram", "mix", "sensitivity", "plans")
 
 
@@ -51,6 +54,15 @@ class Calibration:
     def full_steps(self) -> list[int]:
         """Numbers of full steps for which there is a plan."""
         return [count for count, plan in enumerate(self.plans) if plan.any()]
+
+    @property
+    def knows_mix(self) -> bool:
+        """Whether `mix` is that of a guided sum, and not 1 each for want of knowledge."""
+        return set(self.branches) == GUIDED
+
+    def share(self, branch: str, step: int) -> float:
+        """What a branch counts in the guided sum of a step."""
+        return self.mix[self.expert(step), self.branches.index(branch)].item()
 
     def expert(self, step: int) -> int:
         """The number of the transformer that makes a step."""

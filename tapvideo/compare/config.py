@@ -32,7 +32,7 @@ def default_presets() -> dict[str, ForecastConfig]:
         "lagrange2": ForecastConfig(name="lagrange2", family="lagrange", orders=[2], lookback=0.0),
         "recompute": ForecastConfig(name="recompute", recompute=RecomputeConfig(budget=0.1)),
         "recompute5": ForecastConfig(name="recompute5", recompute=RecomputeConfig(budget=0.05)),
-        "default": ForecastConfig(name="default", blend=0.5),
+        "default": ForecastConfig(name="default", blend=0.5, guard=True),
         "calibrated": ForecastConfig(name="calibrated", family="calibrated"),
         "calibrated-interval": ForecastConfig(name="calibrated-interval", family="calibrated"),
         "paper-spread": ForecastConfig(name="paper-spread"),

@@ -50,14 +50,13 @@ def fewer_steps(scheduler: str, label: str) -> Method:
 def preset(forecast: ForecastConfig, schedule: str = "interval") -> Method:
     """TAP with one of its forecasts, on a schedule."""
     shape = {key: value for key, value in asdict(forecast).items() if key not in _NOT_SETTINGS}
-    if not forecast.blend:
-        del shape["blend"]
+    shape = {key: value for key, value in shape.items() if value or key not in ("blend", "guard")}
 
     def variants(bench: Bench, target: float) -> list[Variant]:
         # What recomputed tokens cost is seen in a run only.
         predict = None if forecast.recompute.budget else partial(_planned_passes, bench, forecast)
         known = shape
-        if forecast.uses_calibrated_weights or schedule == "calibrated":
+        if forecast.uses_calibrated_weights or forecast.guard or schedule == "calibrated":
             known = {**shape, "calibration": file_sha256(calibration_of(bench))[:16]}
         if schedule in BY_SPEEDUP:
             knob = Knob("full_steps", values=tuple(counts(bench, schedule)), rising=True)

@@ -14,6 +14,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from tapvideo.config import TapConfig
+from tapvideo.guard import Guard
 from tapvideo.history import BranchState, StepContext
 from tapvideo.models import adapter_for
 from tapvideo.models.alike import Alike
@@ -28,6 +29,7 @@ from tapvideo.parallel.guidance import BRANCHES, GuidanceExchange
 from tapvideo.parallel.shard import TokenShard
 from tapvideo.parallel.topology import Topology
 from tapvideo.parallel.usp import UspAttention
+from tapvideo.planning import read_calibration
 from tapvideo.stack import TapStack
 from tapvideo.trace import Trace
 
@@ -103,7 +105,9 @@ class TapHook(ModelHook):
             usp = UspAttention(topology.sp, heads=layers[0].heads, ring=topology.config.ring)
         attention = SequenceAttention(topology.sp, full=full, exchange=exchange, usp=usp)
         shard = TokenShard(attention, layout=topology.config.layout)
-        self.stack = TapStack(blocks, self.adapter, shard, config, self.trace)
+        calibration = read_calibration(config) if config.guard else None
+        guard = Guard(config, calibration, topology.cfg) if calibration is not None else None
+        self.stack = TapStack(blocks, self.adapter, shard, config, self.trace, guard)
         self.guidance = GuidanceExchange(topology.cfg)
         self.processors = Processors(layers, self.adapter, attention)
         self.takes_over = config.recompute.budget > 0 or not shard.is_whole

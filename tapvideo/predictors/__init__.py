@@ -36,6 +36,10 @@ class Bank:
         """The same candidates, judged alike, with a share of other weights in what they apply."""
         return replace(self, applied=torch.lerp(self.applied, torch.tensor(list(other)).to(self.applied), share))
 
+    def held(self) -> "Bank":
+        """The same candidates, judged alike, but whichever is chosen, the newest anchor is reused."""
+        return replace(self, applied=torch.eye(1, self.applied.shape[1]).to(self.applied).expand_as(self.applied))
+
     def to(self, device: torch.device) -> "Bank":
         """On a device."""
         return replace(self, weights=self.weights.to(device), applied=self.applied.to(device))

@@ -1,0 +1,138 @@
+"""Whether forecasts may be trusted: what one foretells of a full step, beside what the blocks make of it.
+
+A forecast moves away from the last anchor. Where that of the guided sum moves against what the full step then finds,
+forecasts err by more than if the anchor had been reused, and the errors of clips on which it happens once add up over
+the following steps: until the next full step the anchor is held. Guidance decides: it amplifies what branches differ
+in, which may be forecast wrongly while each branch for itself is forecast well.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from tapvideo.calibration import Calibration
+from tapvideo.chunks import exact_fp32
+from tapvideo.config import ForecastConfig
+from tapvideo.history import BranchState, StepContext
+from tapvideo.parallel.comm import Comm
+from tapvideo.parallel.shard import TokenShard
+from tapvideo.predictors import Bank
+from tapvideo.probe import gram, proxy_error
+from tapvideo.select import select_predictor
+
+HELD = "held"
+"""What shares and reports call a forecast step on which the last anchor is reused for want of trust."""
+
+_SAMPLE = 1024  # tokens of the whole sequence: enough for the sign of a sum over all of them
+
+
+@dataclass(slots=True)
+class _Moves:
+    """Of one step, summed over the branches so far, on some tokens."""
+
+    step: int
+    foretold: Float[Tensor, "b m d"]
+    found: Float[Tensor, "b m d"]
+
+
+@dataclass(slots=True)
+class Guard:
+    """Judges the guided sum of a run's branches; each of them for itself where it is not known how they are mixed."""
+
+    config: ForecastConfig
+    calibration: Calibration
+    across: Comm
+    """Ranks that have the other branches of this step."""
+    _trusted: dict[str, bool] = field(default_factory=dict[str, bool])
+    _moves: _Moves | None = None
+    _rows: Tensor | None = None
+    """Tokens of this rank that are looked at."""
+
+    def begin(self) -> None:
+        """A new run: nothing is known against it."""
+        self._trusted.clear()
+        self._moves = self._rows = None
+
+    def trusts(self, branch: str) -> bool:
+        """Whether what was forecast of the last full step moved as the step did."""
+        return self._trusted.get(self._judged(branch), True)
+
+    def foretell(
+        self,
+        context: StepContext,
+        state: BranchState,
+        probe: Float[Tensor, "b n d"] | None,
+        bank: Bank,
+        shard: TokenShard,
+    ) -> None:
+        """Keep how far a forecast for this full step is from the last anchor, before the oldest anchor goes.
+
+        Args:
+            context: of the full step.
+            state: anchors before it.
+            probe: of the full step; None where the bank has one candidate.
+            bank: candidates for it.
+            shard: which tokens these are of.
+
+        Raises:
+            PeerLost: if another rank does not answer.
+        """
+        self._rows = rows = sample_rows(shard.positions, sum(shard.layout.sizes))
+        anchors = [residual.index_select(1, rows).float() for residual in state.residuals]
+        weights = bank.applied[:1, None]
+        if probe is not None:
+            seen = [kept.index_select(1, rows) for kept in state.probes]
+            with exact_fp32(probe.device):
+                error = proxy_error(gram(probe.index_select(1, rows), seen), bank.forms, proxy=self.config.proxy)
+            if self.config.choice == "sample":
+                error = shard.comm.mean(error.sum(1, keepdim=True), 1, what="guard").expand_as(error)
+            weights = bank.applied[select_predictor(error, choice="token")]
+        moved = sum((w[..., None] * a for w, a in zip(weights.unbind(-1), anchors, strict=True)), start=-anchors[0])
+        share = self._share(context)
+        if self._moves is None or self._moves.step != context.step:
+            self._moves = _Moves(context.step, torch.zeros_like(moved), torch.zeros_like(moved))
+        self._moves.foretold += share * moved
+        self._moves.found -= share * anchors[0]
+
+    def judge(self, context: StepContext, state: BranchState, sharing: Comm) -> None:
+        """Say whether to trust what is forecast from here, now that the full step is the newest anchor.
+
+        Args:
+            context: of the full step; nothing is said of one that was not foretold.
+            state: anchors with it.
+            sharing: ranks that have the other tokens, and must come to the same.
+
+        Raises:
+            PeerLost: if another rank does not answer.
+        """
+        moves = self._moves
+        if moves is None or moves.step != context.step or self._rows is None:
+            return
+        moves.found += self._share(context) * state.residuals[0].index_select(1, self._rows).float()
+        both = torch.stack([moves.foretold, moves.found])
+        if self.across.size > 1:
+            both = self.across.all_gather(both[None], [1] * self.across.size, what="guard").sum(0)
+        agreement = (both[0].double() * both[1].double()).sum()
+        agreement = sharing.mean(agreement, 1, what="guard")
+        self._trusted[self._judged(context.branch)] = bool(agreement >= 0)
+        if not self._is_mixed:
+            self._moves = None  # the next branch is judged for itself
+
+    @property
+    def _is_mixed(self) -> bool:
+        return self.calibration.knows_mix
+
+    def _judged(self, branch: str) -> str:
+        return "" if self._is_mixed else branch
+
+    def _share(self, context: StepContext) -> float:
+        calibration = self.calibration
+        return calibration.share(context.branch, context.step) if self._is_mixed else 1.0
+
+
+def sample_rows(positions: Int64[Tensor, " n"], total: int) -> Int64[Tensor, " m"]:
+    """Places in a rank's share of the tokens that all ranks' guards look at: every so many-th of the sequence."""
+    every = max(1, total // _SAMPLE)
+    return (positions % every == 0).nonzero()[:, 0]

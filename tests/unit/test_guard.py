@@ -1,0 +1,158 @@
+"""Whether forecasts are trusted: judged in closed form, held where not, forgotten between runs."""
+
+import pytest
+import torch
+from calibrations import made_up
+
+from tapvideo import ScheduleConfig, TapConfig, enable_tap
+from tapvideo.config import ForecastConfig, RecomputeConfig
+from tapvideo.guard import HELD, Guard, sample_rows
+from tapvideo.history import BranchState, StepContext
+from tapvideo.parallel.attention import SequenceAttention
+from tapvideo.parallel.comm import Comm
+from tapvideo.parallel.shard import TokenShard
+from tapvideo.predictors import calibrated_bank
+from tapvideo.schedule import StepKind
+
+STEPS = 16
+LINE = calibrated_bank([2.0, -1.0])  # through the two anchors, one distance on
+SHARD = TokenShard(SequenceAttention(Comm(), full="ulysses", exchange="ulysses"), layout="diagonal")
+SHARD.enter((1, 2, 2), torch.device("cpu"))
+
+
+def judged(found, branches=("cond", "uncond"), guidance=5.0):
+    """A guard after a full step on which every branch moved by 1 before, and by `found` now."""
+    guard = Guard(ForecastConfig(), made_up(steps=STEPS, branches=branches, guidance=guidance), Comm())
+    for branch in branches:
+        state, context = BranchState(2), StepContext(branch, 2, STEPS)
+        start = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(len(branch)))
+        for step in range(2):
+            state.push(step, float(step), None, start + step)
+        guard.foretell(context, state, None, LINE, SHARD)
+        state.trim(1)
+        state.push(2, 2.0, None, start + 1 + found[branch])
+        guard.judge(context, state, SHARD.comm)
+    return guard
+
+
+@pytest.mark.parametrize(
+    ("cond", "uncond", "trusted"),
+    [
+        (1.0, 1.0, True),  # as foretold
+        (0.1, 0.1, True),  # too bold, but the right way
+        (-0.1, -0.1, False),
+        (0.7, 1.0, False),  # both the right way, and 5 x 0.7 - 4 x 1.0 = -0.5 of what guidance makes of them
+        (0.9, 1.0, True),  # 0.5
+        (-0.5, -1.0, True),  # both the wrong way, 1.5
+    ],
+)
+def test_the_guided_sum_is_judged(cond, uncond, trusted):
+    guard = judged({"cond": cond, "uncond": uncond})
+    assert [guard.trusts(branch) for branch in ("cond", "uncond")] == [trusted, trusted]
+
+
+def test_branches_are_judged_apart_where_it_is_not_known_how_they_are_mixed():
+    guard = judged({"both": -1.0, "other": 1.0}, branches=("both", "other"))
+    assert not guard.trusts("both")
+    assert guard.trusts("other")
+
+
+def test_a_new_run_is_trusted():
+    guard = judged({"cond": -1.0, "uncond": -1.0})
+    guard.begin()
+    assert guard.trusts("cond")
+
+
+def test_a_step_that_was_not_foretold_is_not_judged():
+    guard = judged({"cond": 1.0, "uncond": 1.0})
+    state = BranchState(2)
+    state.push(3, 3.0, None, torch.full((1, 4, 3), -9.0))
+    guard.judge(StepContext("cond", 3, STEPS), state, SHARD.comm)
+    assert guard.trusts("cond")
+
+
+@pytest.mark.parametrize("total", [1, 320, 1024, 5000, 75_600])
+def test_ranks_look_at_the_tokens_that_one_rank_would(total):
+    everyone = torch.arange(total)
+    whole = sample_rows(everyone, total)
+    assert min(total, 1024) <= len(whole) <= 2048
+    for shards in ([everyone[::3], everyone[1::3], everyone[2::3]], list(everyone.chunk(3))):
+        seen = torch.cat([shard[sample_rows(shard, total)] for shard in shards])
+        assert torch.equal(seen.sort().values, whole)
+
+
+@pytest.fixture
+def pipe(wan):
+    """A tiny random `WanPipeline` of two blocks."""
+    return wan.random_pipeline(num_layers=2)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A calibration for its runs."""
+    made_up(steps=STEPS).save(tmp_path / "made.safetensors")
+    return str(tmp_path / "made.safetensors")
+
+
+def config(path, **how):
+    return TapConfig(calibration=path, schedule=ScheduleConfig(interval=4), **how)
+
+
+def distrusted(pipe):
+    guard = pipe.transformer._diffusers_hook.get_hook("tapvideo").stack.guard
+    guard.calibration = made_up(steps=STEPS, branches=("cond", "uncond"))
+    guard.__class__ = type("Distrusts", (Guard,), {"__slots__": (), "trusts": lambda self, branch: False})
+    return guard
+
+
+HOW = [
+    {"blend": 0.5},
+    {"family": "calibrated"},
+    {"blend": 0.5, "choice": "sample"},
+    {"blend": 0.5, "probe": "block_residual"},
+    {"blend": 0.5, "maps": False},
+]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_without_trust_the_last_anchor_is_reused(wan, pipe, path, how):
+    reuse = TapConfig(family="reuse", orders=[0], lookback=0.0, anchors=1, schedule=ScheduleConfig(interval=4))
+    tap = enable_tap(pipe, reuse)
+    expected = wan.denoise(pipe, steps=STEPS)
+    tap.disable()
+    tap = enable_tap(pipe, config(path, guard=True, **how))
+    distrusted(pipe)
+    assert torch.equal(wan.denoise(pipe, steps=STEPS), expected)
+    assert tap.summary().shares == {step: {HELD: 1.0} for step in tap.summary().forecast_steps}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_trusted_forecasts_are_those_without_a_guard(wan, pipe, path, how, monkeypatch):
+    runs = {}
+    for guard in (False, True):
+        monkeypatch.setattr(Guard, "trusts", lambda self, branch: True)
+        tap = enable_tap(pipe, config(path, guard=guard, **how))
+        runs[guard] = wan.denoise(pipe, steps=STEPS)
+        assert {r.labels for r in tap.trace.records if r.kind is StepKind.FORECAST}.isdisjoint({(HELD,)})
+        tap.disable()
+    assert torch.equal(runs[True], runs[False])
+
+
+def test_a_run_is_judged_anew(wan, pipe, path):
+    tap = enable_tap(pipe, config(path, guard=True, family="calibrated"))
+    runs = []
+    for _ in range(2):
+        latents = wan.denoise(pipe, steps=STEPS)
+        runs.append((latents, [r.labels for r in tap.trace.records if r.kind is StepKind.FORECAST]))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+    assert set(runs[0][1]) == {(HELD,), ("calibrated",)}  # weights of made-up paths foretell little of this model
+
+
+def test_tokens_are_recomputed_where_forecasts_are_held(wan, pipe, path):
+    how = config(path, guard=True, blend=0.5)
+    how.recompute = RecomputeConfig(budget=0.25)
+    tap = enable_tap(pipe, how)
+    distrusted(pipe)
+    assert torch.isfinite(wan.denoise(pipe, steps=STEPS)).all()
+    assert tap.summary().shares[9] == {HELD: pytest.approx(0.75), "recomputed": pytest.approx(0.25)}
