@@ -5,7 +5,7 @@ import torch
 from calibrations import made_up
 
 from tapvideo import ScheduleConfig, TapConfig, enable_tap
-from tapvideo.config import ForecastConfig, RecomputeConfig
+from tapvideo.config import ConfigError, ForecastConfig, RecomputeConfig
 from tapvideo.guard import HELD, Guard, sample_rows
 from tapvideo.history import BranchState, StepContext
 from tapvideo.parallel.attention import SequenceAttention
@@ -20,18 +20,25 @@ SHARD = TokenShard(SequenceAttention(Comm(), full="ulysses", exchange="ulysses")
 SHARD.enter((1, 2, 2), torch.device("cpu"))
 
 
-def judged(found, branches=("cond", "uncond"), guidance=5.0):
-    """A guard after a full step on which every branch moved by 1 before, and by `found` now."""
-    guard = Guard(ForecastConfig(), made_up(steps=STEPS, branches=branches, guidance=guidance), Comm())
-    for branch in branches:
+class Others(Comm):
+    """A rank whose peers have found so much of the opposite that it decides."""
+
+    def mean(self, values, weight, *, what):
+        return -values
+
+
+def judged(found, branches=("cond", "uncond"), moves=(1.0, 1.0), sharing=None):
+    """A guard after a full step on which every branch moved by `moves` before, and by `found` now."""
+    guard = Guard(ForecastConfig(), made_up(steps=STEPS, branches=branches, guidance=5.0), Comm())
+    for branch, move in zip(branches, moves, strict=True):
         state, context = BranchState(2), StepContext(branch, 2, STEPS)
-        start = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(len(branch)))
+        start = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(len(branch))) - 100  # moves alone count
         for step in range(2):
-            state.push(step, float(step), None, start + step)
+            state.push(step, float(step), None, start + step * move)
         guard.foretell(context, state, None, LINE, SHARD)
         state.trim(1)
-        state.push(2, 2.0, None, start + 1 + found[branch])
-        guard.judge(context, state, SHARD.comm)
+        state.push(2, 2.0, None, start + move + found[branch])
+        guard.judge(context, state, sharing or SHARD.comm)
     return guard
 
 
@@ -51,8 +58,18 @@ def test_the_guided_sum_is_judged(cond, uncond, trusted):
     assert [guard.trusts(branch) for branch in ("cond", "uncond")] == [trusted, trusted]
 
 
+def test_forecasts_count_as_guidance_has_it():
+    guard = judged({"cond": 1.0, "uncond": 1.0}, moves=(1.0, 2.0))  # 5 x 1 - 4 x 2 = -3 foretold, and 1 found
+    assert not guard.trusts("cond")
+
+
+def test_what_other_ranks_found_counts():
+    assert not judged({"cond": 1.0, "uncond": 1.0}, sharing=Others()).trusts("cond")
+    assert judged({"cond": -1.0, "uncond": -1.0}, sharing=Others()).trusts("cond")
+
+
 def test_branches_are_judged_apart_where_it_is_not_known_how_they_are_mixed():
-    guard = judged({"both": -1.0, "other": 1.0}, branches=("both", "other"))
+    guard = judged({"both": -1.0, "other": 0.5}, branches=("both", "other"))
     assert not guard.trusts("both")
     assert guard.trusts("other")
 
@@ -139,14 +156,23 @@ def test_trusted_forecasts_are_those_without_a_guard(wan, pipe, path, how, monke
 
 
 def test_a_run_is_judged_anew(wan, pipe, path):
-    tap = enable_tap(pipe, config(path, guard=True, family="calibrated"))
+    schedule = ScheduleConfig(kind="explicit", steps=[0, 2, 4, 6, 10])
+    tap = enable_tap(pipe, TapConfig(family="calibrated", calibration=path, guard=True, schedule=schedule))
     runs = []
     for _ in range(2):
         latents = wan.denoise(pipe, steps=STEPS)
         runs.append((latents, [r.labels for r in tap.trace.records if r.kind is StepKind.FORECAST]))
     assert torch.equal(runs[0][0], runs[1][0])
     assert runs[0][1] == runs[1][1]
-    assert set(runs[0][1]) == {(HELD,), ("calibrated",)}  # weights of made-up paths foretell little of this model
+    assert runs[0][1][0] == ("calibrated",)
+    assert runs[0][1][-1] == (HELD,)  # weights of made-up paths foretell little of this model
+
+
+def test_a_guard_goes_by_a_calibration(wan, pipe):
+    paper = TapConfig(guard=True)
+    assert paper.needs_calibration
+    with pytest.raises(ConfigError, match=r"tap.calibration='auto' is looked up before TAP is enabled"):
+        enable_tap(pipe, paper)
 
 
 def test_tokens_are_recomputed_where_forecasts_are_held(wan, pipe, path):
