@@ -25,6 +25,9 @@ from tapvideo.select import select_predictor
 HELD = "held"
 """What shares and reports call a forecast step on which the last anchor is reused for want of trust."""
 
+_AGAINST = 0.25
+"""Of what was foretold: so far against it the truth may move; by less, forecasts are no worse than the anchor."""
+
 _SAMPLE = 1024  # tokens of the whole sequence: enough for the sign of a sum over all of them
 
 
@@ -114,9 +117,9 @@ class Guard:
         both = torch.stack([moves.foretold, moves.found])
         if self.across.size > 1:
             both = self.across.all_gather(both[None], [1] * self.across.size, what="guard").sum(0)
-        agreement = (both[0].double() * both[1].double()).sum()
-        agreement = sharing.mean(agreement, 1, what="guard")
-        self._trusted[self._judged(context.branch)] = bool(agreement >= 0)
+        foretold, moved = both.double()
+        along, length = sharing.mean(torch.stack([(foretold * moved).sum(), foretold.square().sum()]), 1, what="guard")
+        self._trusted[self._judged(context.branch)] = bool(along >= -_AGAINST * length)
         if not self._is_mixed:
             self._moves = None  # the next branch is judged for itself
 
