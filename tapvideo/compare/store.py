@@ -33,6 +33,10 @@ _METHOD_SOURCES += (
     "select.py",
     "stack.py",
     "enable.py",
+    "guard.py",
+    "stream.py",
+    "twin.py",
+    "recompute.py",
 )
 _METHOD_SOURCES += ("compare/diffusers_peers.py", "compare/cache_dit_peers.py", "sample.py", "pipeline.py")
 _METHOD_SOURCES += ("schedulers.py", "pipeline_kinds.py", "images.py", "calibration")
