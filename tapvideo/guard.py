@@ -1,9 +1,9 @@
 """Whether forecasts may be trusted: what one foretells of a full step, beside what the blocks make of it.
 
-A forecast moves away from the last anchor. Where that of the guided sum moves against what the full step then finds,
-forecasts err by more than if the anchor had been reused, and the errors of clips on which it happens once add up over
-the following steps: until the next full step the anchor is held. Guidance decides: it amplifies what branches differ
-in, which may be forecast wrongly while each branch for itself is forecast well.
+A forecast moves away from the last anchor. Where that of the guided sum clearly moves against what the full step then
+finds, the anchor alone would have been nearer, and on clips on which this happens once it goes on happening: until the
+next full step the anchor is held. Guidance decides: it amplifies what branches differ in, which may be forecast wrongly
+while each branch for itself is forecast well.
 """
 
 from dataclasses import dataclass, field
