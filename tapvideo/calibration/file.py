@@ -61,8 +61,17 @@ class Calibration:
         return set(self.branches) == GUIDED
 
     def share(self, branch: str, step: int) -> float:
-        """What a branch counts in the guided sum of a step."""
-        return self.mix[self.expert(step), self.branches.index(branch)].item()
+        """What a branch counts in the guided sum of a step.
+
+        Raises:
+            ConfigError: if the branch is none of the calibration's.
+        """
+        return self.mix[self.expert(step), self._row(branch)].item()
+
+    def _row(self, branch: str) -> int:
+        if branch not in self.branches:
+            raise ConfigError(f"tap.calibration has no branch {branch!r}; allowed: runs of {', '.join(self.branches)}")
+        return self.branches.index(branch)
 
     def expert(self, step: int) -> int:
         """The number of the transformer that makes a step."""
@@ -75,16 +84,14 @@ class Calibration:
             ConfigError: if the branch is none of the calibration's, as where the guidance is another's, or if the
                 anchors are of another transformer than the step.
         """
-        if branch not in self.branches:
-            raise ConfigError(f"tap.calibration has no branch {branch!r}; allowed: runs of {', '.join(self.branches)}")
-        number = self.expert(step)
+        row, number = self._row(branch), self.expert(step)
         if any(self.expert(anchor) != number for anchor in anchors):
             raise ConfigError(
                 f"tap.calibration is of transformers that begin at steps {list(self.starts)}, and step {step} is "
                 f"forecast from steps {list(anchors)}; allowed: a calibration of such runs"
             )
         found = fit(self.gram, self.mix[number], torch.tensor([list(anchors)]), torch.tensor([step]))
-        return found[0, self.branches.index(branch)].tolist()
+        return found[0, row].tolist()
 
     def best_steps(self, count: int) -> list[int]:
         """The best `count` full steps.

@@ -169,6 +169,13 @@ def test_a_run_is_judged_anew(wan, pipe, path):
     assert runs[0][1][0] == ("calibrated",)
 
 
+def test_a_branch_that_no_calibration_knows_is_refused():
+    made = made_up(steps=STEPS)
+    assert [made.share(branch, 3) for branch in ("cond", "uncond")] == [5.0, -4.0]
+    with pytest.raises(ConfigError, match=r"tap.calibration has no branch 'other'; allowed: runs of cond, uncond"):
+        made.share("other", 3)
+
+
 def test_a_guard_goes_by_a_calibration(wan, pipe):
     paper = TapConfig(guard=True)
     assert paper.needs_calibration
