@@ -222,7 +222,7 @@ class TapStack(nn.Module):
             bank = bank.held()
         if not self._needs_probe or (held and state.kept is None):
             output = forecast_parts(stream, state, [bank.applied[:1, None] for _ in stream.parts])
-            told = {"labels": (HELD,), "shares": torch.ones(1)} if held else {"labels": bank.labels[:1]}
+            told = {"labels": (HELD,), "shares": bank.applied.new_ones(1)} if held else {"labels": bank.labels[:1]}
             return output, told
         error, *beside = self._errors(stream, context, state, bank)
         judged = error

@@ -20,7 +20,7 @@ BY_SPEEDUP = ("spread", "calibrated")
 
 _MOST_CANDIDATES = 127  # choices are kept in one signed byte per token
 
-_INTERVAL = 4  # of the paper's table
+_INTERVAL = 4  # as in the paper's tables
 
 _USED_BY = {"last": "interval", "steps": "explicit"}
 """Keys that one kind of schedule has a use for."""
@@ -68,9 +68,10 @@ class ScheduleConfig:
 
     def _check_beat(self) -> None:
         """Each kind has its own measure of how many steps are full; another's would change nothing."""
-        if self.kind == "interval" and self.interval is None:
-            self.interval = _INTERVAL
-        if self.kind != "interval" and self.interval is not None:
+        if self.kind == "interval":
+            self.interval = _INTERVAL if self.interval is None else self.interval
+            at_least("schedule.interval", self.interval, 1)
+        elif self.interval is not None:
             own = "speedup" if self.kind in BY_SPEEDUP else "steps"
             raise ConfigError(
                 f"schedule.interval={self.interval!r} is not for schedule={self.kind}; "
@@ -84,8 +85,6 @@ class ScheduleConfig:
         if self.speedup is not None:
             allowed = ", ".join(f"schedule={kind}" for kind in BY_SPEEDUP)
             raise ConfigError(f"schedule.speedup={self.speedup!r} is not for schedule={self.kind}; allowed: {allowed}")
-        if self.interval is not None:
-            at_least("schedule.interval", self.interval, 1)
 
     def _check_idle(self) -> None:
         """What the kind has no use for would change nothing, and nobody would notice."""

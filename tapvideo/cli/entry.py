@@ -29,13 +29,13 @@ def enter(app: Callable[[], None], command: str, *, then: str = "") -> None:
         then: what the line about a signal ends with.
     """
     try:
-        _guard(app, command, then)
+        _run(app, command, then)
     except SystemExit as end:
         end_if_torn(end.code)
         raise
 
 
-def _guard(app: Callable[[], None], command: str, then: str) -> None:
+def _run(app: Callable[[], None], command: str, then: str) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with _hydra_raises():

@@ -33,6 +33,7 @@ def default_presets() -> dict[str, ForecastConfig]:
         "recompute": ForecastConfig(name="recompute", recompute=RecomputeConfig(budget=0.1)),
         "recompute5": ForecastConfig(name="recompute5", recompute=RecomputeConfig(budget=0.05)),
         "default": ForecastConfig(name="default", blend=0.5, guard=True),
+        "unguarded": ForecastConfig(name="unguarded", blend=0.5),
         "calibrated": ForecastConfig(name="calibrated", family="calibrated"),
         "calibrated-interval": ForecastConfig(name="calibrated-interval", family="calibrated"),
         "paper-spread": ForecastConfig(name="paper-spread"),
@@ -43,7 +44,9 @@ def default_presets() -> dict[str, ForecastConfig]:
 
 def default_schedules() -> dict[str, str]:
     """Schedules of presets that are not on the interval, as conf/compare.yaml has them."""
-    calibrated = dict.fromkeys(("default", "calibrated", "paper-calibrated", "reuse-calibrated"), "calibrated")
+    calibrated = dict.fromkeys(
+        ("default", "unguarded", "calibrated", "paper-calibrated", "reuse-calibrated"), "calibrated"
+    )
     return {**calibrated, "paper-spread": "spread"}
 
 

@@ -49,8 +49,8 @@ def fewer_steps(scheduler: str, label: str) -> Method:
 
 def preset(forecast: ForecastConfig, schedule: str = "interval") -> Method:
     """TAP with one of its forecasts, on a schedule."""
-    shape = {key: value for key, value in asdict(forecast).items() if key not in _NOT_SETTINGS}
-    shape = {key: value for key, value in shape.items() if value or key not in ("blend", "guard")}
+    told = {key: value for key, value in asdict(forecast).items() if key not in _NOT_SETTINGS}
+    shape = {key: value for key, value in told.items() if value or key not in ("blend", "guard")}  # if they are used
 
     def variants(bench: Bench, target: float) -> list[Variant]:
         # What recomputed tokens cost is seen in a run only.

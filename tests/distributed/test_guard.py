@@ -24,6 +24,7 @@ def run(path, family, choice, parallel):
     )
     tap = enable_tap(pipe, how, topology)
     latents = denoise(pipe, steps=STEPS, **SIZE)
+    tap.gather_trace()
     forecasts = [r for r in tap.trace.records if r.kind is StepKind.FORECAST]
     return latents, {(r.branch, r.step): r.labels for r in forecasts}
 

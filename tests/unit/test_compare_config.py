@@ -27,7 +27,7 @@ def test_python_and_yaml_have_the_same_defaults():
     left_out = {"cache-dit-dbcache-foca", "cache-dit-dbcache-dmd"}
     left_out |= {"tap-recompute", "tap-recompute5", "tap-calibrated", "tap-calibrated-interval"}
     left_out |= {"oracle-choice", "oracle-weights"}
-    left_out |= {"tap-paper-spread", "tap-paper-calibrated", "tap-reuse-calibrated"}
+    left_out |= {"tap-paper-spread", "tap-paper-calibrated", "tap-reuse-calibrated", "tap-unguarded"}
     assert set(config.methods) == set(all_methods(config)) - left_out
     assert config.presets == default_presets()
 

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from calibrations import made_up
 
 from tapvideo import ScheduleConfig, TapConfig, enable_tap
 from tapvideo.cli import bench
 from tapvideo.config import RecomputeConfig
+from tapvideo.guard import HELD, Guard
 from tapvideo.predictors import candidate_bank
 from tapvideo.probe import forms, gram, proxy_error
 from tapvideo.schedule import StepKind
@@ -49,6 +51,15 @@ def test_choice_and_forecast_equal_the_cpus():
     same = choices["cpu"] == choices["cuda"]
     assert same.float().mean() >= 0.999
     torch.testing.assert_close(out["cuda"][same], out["cpu"][same], atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_held_is_told_on_the_device(wan, pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(Guard, "trusts", lambda self, branch: False)
+    made_up(steps=16).save(tmp_path / "made.safetensors")
+    tap = enable_tap(pipe.to("cuda"), TapConfig(blend=0.5, guard=True, calibration=str(tmp_path / "made.safetensors")))
+    assert torch.isfinite(wan.denoise(pipe, steps=16)).all()
+    held = [r for r in tap.trace.records if r.labels == (HELD,)]
+    assert {r.shares.device.type for r in held} == {"cuda"}  # or ranks could not gather them
 
 
 def test_recomputing_every_token_is_a_full_step(wan, pipe):

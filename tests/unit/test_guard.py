@@ -27,11 +27,11 @@ class Others(Comm):
         return values * torch.tensor([-1.0, 1.0])
 
 
-def judged(found, branches=("cond", "uncond"), moves=(1.0, 1.0), sharing=None):
+def judged(found, branches=("cond", "uncond"), moves=(1.0, 1.0), sharing=None, given=None):
     """A guard after a full step on which every branch moved by `moves` before, and by `found` now."""
     guard = Guard(ForecastConfig(), made_up(steps=STEPS, branches=branches, guidance=5.0), Comm())
     for branch, move in zip(branches, moves, strict=True):
-        state, context = BranchState(2), StepContext(branch, 2, STEPS)
+        state, context = BranchState(2), StepContext(branch, 2, STEPS, given=given)
         start = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(len(branch))) - 100  # moves alone count
         for step in range(2):
             state.push(step, float(step), None, start + step * move)
@@ -67,6 +67,18 @@ def test_forecasts_count_as_guidance_has_it():
 def test_what_other_ranks_found_counts():
     assert not judged({"cond": 1.0, "uncond": 1.0}, sharing=Others()).trusts("cond")
     assert judged({"cond": -1.0, "uncond": -1.0}, sharing=Others()).trusts("cond")
+
+
+def test_given_tokens_do_not_count():
+    first = torch.tensor([[True, False, False, False]])
+    found = torch.tensor([-9.0, 1.0, 1.0, 1.0])[:, None]  # a first frame's, which is not denoised
+    assert judged({"cond": found, "uncond": found}, given=first).trusts("cond")
+    assert not judged({"cond": found, "uncond": found}).trusts("cond")
+
+
+def test_nothing_is_kept_between_steps():
+    guard = judged({"cond": 1.0, "uncond": 1.0})
+    assert guard._moves is None
 
 
 def test_branches_are_judged_apart_where_it_is_not_known_how_they_are_mixed():
@@ -116,13 +128,6 @@ def config(path, **how):
     return TapConfig(calibration=path, schedule=ScheduleConfig(interval=4), **how)
 
 
-def distrusted(pipe):
-    guard = pipe.transformer._diffusers_hook.get_hook("tapvideo").stack.guard
-    guard.calibration = made_up(steps=STEPS, branches=("cond", "uncond"))
-    guard.__class__ = type("Distrusts", (Guard,), {"__slots__": (), "trusts": lambda self, branch: False})
-    return guard
-
-
 HOW = [
     {"blend": 0.5},
     {"family": "calibrated"},
@@ -133,22 +138,22 @@ HOW = [
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_without_trust_the_last_anchor_is_reused(wan, pipe, path, how):
+def test_without_trust_the_last_anchor_is_reused(wan, pipe, path, how, monkeypatch):
+    monkeypatch.setattr(Guard, "trusts", lambda self, branch: False)
     reuse = TapConfig(family="reuse", orders=[0], lookback=0.0, anchors=1, schedule=ScheduleConfig(interval=4))
     tap = enable_tap(pipe, reuse)
     expected = wan.denoise(pipe, steps=STEPS)
     tap.disable()
     tap = enable_tap(pipe, config(path, guard=True, **how))
-    distrusted(pipe)
     assert torch.equal(wan.denoise(pipe, steps=STEPS), expected)
     assert tap.summary().shares == {step: {HELD: 1.0} for step in tap.summary().forecast_steps}
 
 
 @pytest.mark.parametrize("how", HOW)
 def test_trusted_forecasts_are_those_without_a_guard(wan, pipe, path, how, monkeypatch):
+    monkeypatch.setattr(Guard, "trusts", lambda self, branch: True)
     runs = {}
     for guard in (False, True):
-        monkeypatch.setattr(Guard, "trusts", lambda self, branch: True)
         tap = enable_tap(pipe, config(path, guard=guard, **how))
         runs[guard] = wan.denoise(pipe, steps=STEPS)
         assert {r.labels for r in tap.trace.records if r.kind is StepKind.FORECAST}.isdisjoint({(HELD,)})
@@ -183,10 +188,10 @@ def test_a_guard_goes_by_a_calibration(wan, pipe):
         enable_tap(pipe, paper)
 
 
-def test_tokens_are_recomputed_where_forecasts_are_held(wan, pipe, path):
+def test_tokens_are_recomputed_where_forecasts_are_held(wan, pipe, path, monkeypatch):
+    monkeypatch.setattr(Guard, "trusts", lambda self, branch: False)
     how = config(path, guard=True, blend=0.5)
     how.recompute = RecomputeConfig(budget=0.25)
     tap = enable_tap(pipe, how)
-    distrusted(pipe)
     assert torch.isfinite(wan.denoise(pipe, steps=STEPS)).all()
     assert tap.summary().shares[9] == {HELD: pytest.approx(0.75), "recomputed": pytest.approx(0.25)}
