@@ -68,6 +68,14 @@ class EmbedsAlike(Protocol):
 
 
 @runtime_checkable
+class AttendsAlike(Protocol):
+    """An adapter of a transformer whose first self-attention comes before any look at the text."""
+
+    first_attention: str
+    """Its place in the transformer."""
+
+
+@runtime_checkable
 class SeesCalls(Protocol):
     """An adapter of blocks that are not all called alike: `TapStack` gets the arguments of the first one alone."""
 

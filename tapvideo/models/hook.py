@@ -4,7 +4,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from tapvideo.guard import Guard
 from tapvideo.history import BranchState, StepContext
 from tapvideo.models import adapter_for
 from tapvideo.models.alike import Alike
-from tapvideo.models.base import Call, EmbedsAlike, MakesTables, ProjectsText, SeesCalls
+from tapvideo.models.base import AttendsAlike, Call, EmbedsAlike, MakesTables, ProjectsText, SeesCalls
 from tapvideo.models.branches import GUIDER_NAMES, TextBranches
 from tapvideo.models.calls import given_tokens, largest_timestep, refuse_disk_offload
 from tapvideo.models.clock import RunClock
@@ -124,7 +124,8 @@ class TapHook(ModelHook):
         if isinstance(self.adapter, MakesTables) and shard.is_whole:  # or a rank takes its own tokens' rows of them
             self._unread |= {name: UnreadTables() for name in self.adapter.rotary}
         shares = isinstance(self.adapter, EmbedsAlike) and self.guidance.is_alone  # or this rank sees one branch alone
-        self._alike = Alike(self.adapter.alike if shares else None)
+        attends = shares and isinstance(self.adapter, AttendsAlike) and not self.takes_over
+        self._alike = Alike(self.adapter.alike if shares else None, self.adapter.first_attention if attends else None)
         self._signature = inspect.signature(type(transformer).forward)
         self._warned: set[str] = set()
 
@@ -143,20 +144,19 @@ class TapHook(ModelHook):
         # The head modulates every token by its own timestep where there is one each, so it needs them all.
         self.stack.gathers = isinstance(timestep, Tensor) and timestep.ndim > 1
         try:
-            with self._with_least(module, call):
+            with self._with_least(module, call, repeats):
                 if self.guidance.is_alone:
                     return self._forward(module, args, kwargs)
                 return self._one_branch(module, call, args, kwargs)
         finally:
             self.stack.call = None
 
-    def _with_least(self, module: nn.Module, call: Call) -> AbstractContextManager[None]:
-        """Where no block will run, what only blocks read is not made, and what branches have in common is made once."""
+    def _with_least(self, module: nn.Module, call: Call, repeats: bool) -> AbstractContextManager[None]:
+        """What branches have in common is made once, and where no block will run, what only blocks read is not made."""
+        others = self.stack.call is not None and len(self.states._state_cache) > 1
         if not self.stack.runs_no_block(len(call["hidden_states"])):
-            self._alike.make_room()  # blocks need it
-            return nullcontext()
-        shared = self._alike.shared if len(self.states._state_cache) > 1 else {}
-        return replaced(module, self._unread | shared)
+            return replaced(module, self._alike.attending(module, repeats=repeats, others=others))
+        return replaced(module, self._unread | (self._alike.shared if others else {}))
 
     def _one_branch(self, module: nn.Module, call: Call, args: tuple, kwargs: dict[str, Any]) -> Any:
         """One guidance branch, here or on the ranks whose branch it is."""

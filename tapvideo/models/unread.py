@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tapvideo.models.alike import Shared
+from tapvideo.models.alike import Shared, SharedAttention
 
 
 class UnreadText(nn.Module):
@@ -54,7 +54,7 @@ def replaced(transformer: nn.Module, stand_ins: Mapping[str, nn.Module]) -> Iter
                 owner = getattr(owner, parent)
             original = getattr(owner, name)
             places.append((owner, name, original))
-            if isinstance(stand_in, Shared | UnreadTables):
+            if isinstance(stand_in, Shared | SharedAttention | UnreadTables):
                 stand_in.stand_for(original)
             _put(owner, name, stand_in)
         yield

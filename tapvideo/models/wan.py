@@ -27,6 +27,7 @@ class WanAdapter:
     text_projection: str = "condition_embedder.text_embedder"
     rotary: tuple[str, ...] = ("rope",)
     alike: tuple[str, ...] = ("patch_embedding", "condition_embedder")
+    first_attention: str = "blocks.0.attn1"
     processor_class: type = WanAttnProcessor
     """Of the self-attention that a stand-in knows how to do."""
 
