@@ -82,6 +82,15 @@ class Tap:
                 detach(module)
             raise
 
+    def __repr__(self) -> str:
+        """What is on, on what, and what the last run did."""
+        on = ", ".join(type(module).__name__ for module in self._modules.values())
+        done = self.summary()
+        told = (
+            f"{len(done.full_steps)} full and {len(done.forecast_steps)} forecast steps" if done.num_steps else "none"
+        )
+        return f"<Tap {self.config.name} on {on}, schedule={self.config.schedule.kind}; last run: {told}>"
+
     @property
     def trace(self) -> Trace:
         """The last run's records of the first (often only) transformer."""

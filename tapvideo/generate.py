@@ -73,6 +73,8 @@ def make_all(
         session = open_session(config, plan, topology, console)
     if _compares(config):
         session.warm_up()
+    elif config.compare:
+        console.say("nothing is compared: tap=off is what compare=true sets beside an accelerated video")
     record, clips = new_record(config, command, resolve_device(config), strip(plan), experts(config)), []
     record.mesh = {name: getattr(topology, name).size for name in AXES}
     jobs = list_jobs(config, prompts)

@@ -180,6 +180,9 @@ class ForecastConfig:
         at_least("tap.lookback", self.lookback, 0)
         at_least("tap.anchors", self.anchors, 1)
         at_least("tap.probe_depth", self.probe_depth, 1)
+        if self.probe == "modulated" and self.probe_depth != 1:
+            blocks = " or ".join(f"tap.probe={probe}" for probe in PROBES if probe != "modulated")
+            raise ConfigError(f"tap.probe_depth={self.probe_depth!r} is not for tap.probe=modulated; allowed: {blocks}")
         positive("tap.spacing", self.spacing)
         at_least("tap.blend", self.blend, 0)
         if self.blend > 1:

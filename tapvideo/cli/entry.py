@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +18,7 @@ from tapvideo.console import rank
 from tapvideo.parallel.launch import end_if_torn, world_size
 
 EXIT_RUN, EXIT_CONFIG = 1, 2
-EXIT_INTERRUPT, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+EXIT_INTERRUPT, EXIT_TERMINATED, EXIT_PIPE = 128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGPIPE
 
 
 def enter(app: Callable[[], None], command: str, *, then: str = "") -> None:
@@ -28,8 +29,15 @@ def enter(app: Callable[[], None], command: str, *, then: str = "") -> None:
         command: its name, which a line of complaint begins with.
         then: what the line about a signal ends with.
     """
+    if "--version" in sys.argv[1:]:  # of which Hydra would tell its own
+        print(f"tapvideo {version('tapvideo')}")
+        return
     try:
         _run(app, command, then)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read this, as `head` does, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_PIPE)
     except SystemExit as end:
         end_if_torn(end.code)
         raise

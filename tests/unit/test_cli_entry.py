@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from omegaconf.errors import OmegaConfBaseException
@@ -97,3 +99,19 @@ def test_an_exit_of_the_command_is_its_own(capsys, code):
 def test_a_complaint_is_one_line(capsys):
     complain("name", "first\nsecond")
     assert capsys.readouterr().err == "name: first second\n"
+
+
+def test_the_version_is_ours(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["name", "--version"])
+    enter(refuse, "name")
+    assert capsys.readouterr().out == f"tapvideo {version('tapvideo')}\n"
+
+
+def test_a_reader_who_has_had_enough_is_no_error():
+    """As `head` of a dry run."""
+    script = "from tapvideo.cli.entry import enter; enter(lambda: print('line\\n' * 100_000), 'name')"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

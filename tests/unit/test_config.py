@@ -32,6 +32,10 @@ from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, Schedul
         ("tap.choice=block", "tap.choice"),
         ("tap.orders=[0,3]", "tap.anchors=3"),
         ("tap.spacing=0", "tap.spacing"),
+        (
+            "tap.probe_depth=2",
+            "not for tap.probe=modulated; allowed: tap.probe=block_output or",
+        ),
         ("schedule.kind=random", "schedule.kind"),
         ("schedule.interval=0", "schedule.interval"),
         ("schedule.warmup=0", "schedule.warmup"),

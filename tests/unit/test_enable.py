@@ -172,7 +172,9 @@ def test_state_dict_is_untouched_while_enabled(wan, pipe):
 
 def test_summary_speaks(wan, pipe):
     tap = enable_tap(pipe, config())
+    assert repr(tap) == "<Tap paper on WanTransformer3DModel, schedule=interval; last run: none>"
     wan.denoise(pipe)
+    assert repr(tap).endswith("; last run: 7 full and 9 forecast steps>")
     summary = tap.summary()
     assert str(summary).startswith("7 full and 9 forecast of 16 steps")
     assert set(summary.shares) == set(summary.forecast_steps)

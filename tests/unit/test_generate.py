@@ -66,8 +66,9 @@ def test_run_with_every_step_full_is_identical_to_the_baseline(composed, random_
     assert clip["forecast_steps"] == []
 
 
-def test_run_without_tap_has_no_baseline(composed, random_overrides):
-    folder = generate.run(composed(*random_overrides, "tap=off", "compare=true", "steps=2"))
+def test_run_without_tap_has_no_baseline(composed, random_overrides, capsys):
+    folder = generate.run(composed(*random_overrides, "tap=off", "compare=true", "steps=2", "verbose=true"))
+    assert "nothing is compared: tap=off" in capsys.readouterr().out
     (clip,) = json.loads((folder / "run.json").read_text())["clips"]
     assert clip["comparison"] is None
     assert (clip["full_steps"], clip["forecast_steps"]) == ([0, 1], [])
