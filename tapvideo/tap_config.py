@@ -2,7 +2,7 @@
 
 from dataclasses import MISSING, dataclass, field, fields
 
-from tapvideo.checks import ConfigError, at_least, one_of, positive
+from tapvideo.checks import ConfigError, at_least, check_types, one_of, positive
 from tapvideo.parallel.attention import EXCHANGES
 from tapvideo.parallel.kept import KV_DTYPES
 
@@ -48,6 +48,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
+        check_types("schedule", self)
         one_of("schedule.kind", self.kind, SCHEDULES)
         self._check_beat()
         self._check_idle()
@@ -120,6 +121,7 @@ class RecomputeConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
+        check_types("tap.recompute", self)
         at_least("tap.recompute.budget", self.budget, 0)
         at_least("tap.recompute.threshold", self.threshold, 0)
         if self.budget > 1:
@@ -172,6 +174,7 @@ class ForecastConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
+        check_types("tap", self)
         one_of("tap.family", self.family, FAMILIES)
         one_of("tap.proxy", self.proxy, PROXIES)
         one_of("tap.choice", self.choice, CHOICES)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tapvideo.checks import ConfigError, at_least, one_of
+from tapvideo.checks import ConfigError, at_least, check_types, one_of
 from tapvideo.parallel.attention import ATTENTIONS
 from tapvideo.parallel.layout import LAYOUTS
 
@@ -37,6 +37,7 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
+        check_types("parallel", self)
         at_least("parallel.dp", self.dp, 1)
         if self.cfg not in (1, 2):
             raise ConfigError(

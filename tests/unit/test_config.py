@@ -1,6 +1,7 @@
 import pytest
 
-from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, ScheduleConfig
+from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, RecomputeConfig, ScheduleConfig, TapConfig
+from tapvideo.parallel.config import ParallelConfig
 
 
 @pytest.mark.parametrize(
@@ -79,3 +80,28 @@ def test_more_candidates_than_a_byte_counts_are_refused():
     with pytest.raises(ConfigError, match="543 candidates; allowed: up to 127"):
         ForecastConfig(lookback=9.0, spacing=0.05)
     ForecastConfig(lookback=9.0, spacing=0.25)
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value", "told"),
+    [
+        (ScheduleConfig(), "warmup", 2.5, "schedule.warmup=2.5 is of another type; allowed: a whole number"),
+        (ScheduleConfig(), "interval", True, "schedule.interval=True is of another type; allowed: a whole number or"),
+        (ScheduleConfig(), "steps", (0, 1), "schedule.steps=(0, 1) is of another type; allowed: a list, each"),
+        (ForecastConfig(), "orders", ["1"], "tap.orders=['1'] is of another type"),
+        (ForecastConfig(), "family", None, "tap.family=None is of another type; allowed: a string"),
+        (ForecastConfig(), "maps", 1, "tap.maps=1 is of another type; allowed: True or False"),
+        (TapConfig(), "schedule", "spread", "tap.schedule='spread' is of another type; allowed: a ScheduleConfig"),
+        (RecomputeConfig(), "budget", "0.1", "tap.recompute.budget='0.1' is of another type; allowed: a number"),
+        (ParallelConfig(), "sp", "2", "parallel.sp='2' is of another type; allowed: a whole number"),
+    ],
+)
+def test_types_are_checked_in_python_too(config, key, value, told):
+    setattr(config, key, value)  # beartype would not let it through a constructor, in tests
+    with pytest.raises(ConfigError) as error:
+        config.__post_init__()
+    assert str(error.value).startswith(told)
+
+
+def test_a_whole_number_is_a_number():
+    assert ForecastConfig(lookback=4, blend=1).blend == 1
