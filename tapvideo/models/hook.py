@@ -153,7 +153,7 @@ class TapHook(ModelHook):
 
     def _with_least(self, module: nn.Module, call: Call, repeats: bool) -> AbstractContextManager[None]:
         """What branches have in common is made once, and where no block will run, what only blocks read is not made."""
-        others = self.stack.call is not None and len(self.states._state_cache) > 1
+        others = len(self.states._state_cache) > 1
         if not self.stack.runs_no_block(len(call["hidden_states"])):
             return replaced(module, self._alike.attending(module, repeats=repeats, others=others))
         return replaced(module, self._unread | (self._alike.shared if others else {}))

@@ -241,7 +241,9 @@ def test_what_was_changed_or_is_anothers_is_made_again():
     assert shared(torch.zeros(2)).sum() == 0
     original.processor = "another"
     assert shared(torch.ones(2)).sum() == 4
-    shared.stand_for(Doubles())
+    other = Doubles()
+    other.processor = "another"
+    shared.stand_for(other)
     assert shared(torch.zeros(2)).sum() == 0
     with torch.inference_mode():
         shared.forget()

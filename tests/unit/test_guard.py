@@ -11,7 +11,7 @@ from tapvideo.history import BranchState, StepContext
 from tapvideo.parallel.attention import SequenceAttention
 from tapvideo.parallel.comm import Comm
 from tapvideo.parallel.shard import TokenShard
-from tapvideo.predictors import calibrated_bank
+from tapvideo.predictors import calibrated_bank, candidate_bank
 from tapvideo.schedule import StepKind
 
 STEPS = 16
@@ -27,9 +27,18 @@ class Others(Comm):
         return values * torch.tensor([-1.0, 1.0])
 
 
-def judged(found, branches=("cond", "uncond"), moves=(1.0, 1.0), sharing=None, given=None):
+class Half(Comm):
+    """The rank of one of two branches that are judged apart: it asks the other half nothing."""
+
+    size = 2
+
+    def all_gather(self, tensor, counts, *, what):
+        raise AssertionError(what)
+
+
+def judged(found, branches=("cond", "uncond"), moves=(1.0, 1.0), sharing=None, given=None, across=None):
     """A guard after a full step on which every branch moved by `moves` before, and by `found` now."""
-    guard = Guard(ForecastConfig(), made_up(steps=STEPS, branches=branches, guidance=5.0), Comm())
+    guard = Guard(ForecastConfig(), made_up(steps=STEPS, branches=branches, guidance=5.0), across or Comm())
     for branch, move in zip(branches, moves, strict=True):
         state, context = BranchState(2), StepContext(branch, 2, STEPS, given=given)
         start = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(len(branch))) - 100  # moves alone count
@@ -74,6 +83,27 @@ def test_given_tokens_do_not_count():
     found = torch.tensor([-9.0, 1.0, 1.0, 1.0])[:, None]  # a first frame's, which is not denoised
     assert judged({"cond": found, "uncond": found}, given=first).trusts("cond")
     assert not judged({"cond": found, "uncond": found}).trusts("cond")
+
+
+@pytest.mark.parametrize(("given", "moves"), [(False, True), (True, False)])
+def test_given_tokens_have_no_say_in_a_choice_for_all(given, moves):
+    """The first token's probe has it that everything moves on, the other three, by less, that all stands still."""
+    how = {"steps_ahead": 1.0, "family": "taylor", "orders": [0, 1], "lookback": 0.0, "spacing": 1.0}
+    guard = Guard(ForecastConfig(choice="sample", proxy="l2"), made_up(steps=STEPS, guidance=5.0), Comm())
+    state, ones = BranchState(2), torch.ones(1, 4, 3)
+    leaps = torch.tensor([1.0, 0.1, 0.1, 0.1])[:, None]
+    for step in range(2):
+        state.push(step, float(step), ones + step * leaps, step * ones)
+    now = ones + leaps * torch.tensor([2.0, 1.0, 1.0, 1.0])[:, None]
+    bank = candidate_bank([1.0, 0.0], 2.0, **how)
+    mask = torch.tensor([[given, False, False, False]])
+    guard.foretell(StepContext("cond", 2, STEPS, given=mask), state, now, bank, SHARD)
+    assert bool(guard._moves.foretold[0, 1:].any()) == moves
+
+
+def test_branches_that_are_judged_apart_ask_the_other_half_nothing():
+    apart = judged({"both": -1.0}, branches=("both",), moves=(1.0,), across=Half())
+    assert not apart.trusts("both")
 
 
 def test_nothing_is_kept_between_steps():
