@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields
+from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -45,7 +46,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is list:
         return isinstance(value, list) and all(_fits(part, get_args(hint)[0]) for part in value)
     if hint in (int, float):
-        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)  # NumPy's as well
     return isinstance(value, hint)
 
 

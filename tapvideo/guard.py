@@ -87,8 +87,10 @@ class Guard:
             PeerLost: if another rank does not answer.
         """
         self._rows = rows = sample_rows(shard.positions, sum(shard.layout.sizes))
+        self._counts = 1.0
         if context.given is not None:
-            self._counts = (~context.given).index_select(1, shard.positions[rows])[..., None].float()
+            here = context.given.to(shard.positions.device)
+            self._counts = (~here).index_select(1, shard.positions[rows])[..., None].float()
         anchors = [residual.index_select(1, rows).float() for residual in state.residuals]
         weights = bank.applied[:1, None]
         if probe is not None:

@@ -137,7 +137,7 @@ def finite_or_none(value: float) -> float | None:
 
 def package_versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    return {"python": platform.python_version(), **{name: package_version(name) for name in _PACKAGES}}
 
 
 def device_name(device: torch.device) -> str:
@@ -156,7 +156,8 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _version(name: str) -> str:
+def package_version(name: str) -> str:
+    """What is installed."""
     try:
         return version(name)
     except PackageNotFoundError:

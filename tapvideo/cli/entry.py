@@ -1,12 +1,12 @@
 """What the commands that Hydra configures do alike: exit codes, one line of complaint, an end by signals."""
 
 import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tapvideo.cli.explain import explain
 from tapvideo.console import rank
 from tapvideo.parallel.launch import end_if_torn, world_size
+from tapvideo.record import package_version
 
 EXIT_RUN, EXIT_CONFIG = 1, 2
 EXIT_INTERRUPT, EXIT_TERMINATED, EXIT_PIPE = 128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGPIPE
@@ -29,18 +30,38 @@ def enter(app: Callable[[], None], command: str, *, then: str = "") -> None:
         command: its name, which a line of complaint begins with.
         then: what the line about a signal ends with.
     """
-    if "--version" in sys.argv[1:]:  # of which Hydra would tell its own
-        print(f"tapvideo {version('tapvideo')}")
-        return
     try:
-        _run(app, command, then)
-        sys.stdout.flush()
-    except BrokenPipeError:  # who read this, as `head` does, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_PIPE)
+        _to_reader(app, command, then)
     except SystemExit as end:
         end_if_torn(end.code)
         raise
+
+
+def _to_reader(app: Callable[[], None], command: str, then: str) -> None:
+    """Run it; if whoever reads the output has had enough of it, as `head` has at some point, that is no error."""
+    try:
+        try:
+            if "--version" in sys.argv[1:]:  # of which Hydra would tell its own
+                print(f"tapvideo {package_version('tapvideo')}")
+            else:
+                _run(app, command, then)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_PIPE)
+
+
+def _reader_has_left() -> bool:
+    """Whether it was the output's pipe that broke, and not another one."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+    except (OSError, ValueError):  # no file
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _run(app: Callable[[], None], command: str, then: str) -> None:

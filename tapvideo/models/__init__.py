@@ -41,7 +41,7 @@ def adapter_for(transformer: nn.Module) -> ModelAdapter:
     Raises:
         ValueError: if the class is not supported, or is refused for a reason that the message gives.
     """
-    if hasattr(transformer, "_orig_mod"):
+    if hasattr(transformer, "_orig_mod") or transformer._compiled_call_impl is not None:
         raise ValueError(
             "this transformer is compiled whole; call transformer.compile_repeated_blocks() instead, then enable_tap"
         )

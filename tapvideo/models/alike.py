@@ -1,9 +1,11 @@
 """What the guidance branches of a step have in common, and whether a call is another branch's of the same step."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
+import torch
 from torch import Tensor, nn
 
 _ROOM = 1 << 25
@@ -16,9 +18,10 @@ _ATTENTION_ROOM = 1 << 28
 class Alike:
     """What is made once for all branches of a step: stand-ins by their place in the model."""
 
-    def __init__(self, places: Sequence[str] | None, attention: str | None = None) -> None:
+    def __init__(self, places: Sequence[str] | None, attention: tuple[str, type] | None = None) -> None:
+        """Of places in the model; `attention`, if any, with the class of its processor."""
         self.shared = {place: Shared() for place in places or ()}
-        self._attention = None if attention is None else (attention, SharedAttention())
+        self._attention = None if attention is None else (*attention, SharedAttention())
         self._last = None if places is None else LastCall()
         """None where branches have nothing in common, or only one of them is seen."""
 
@@ -40,13 +43,19 @@ class Alike:
         self.make_room()
         if self._attention is None:
             return {}
-        place, shared = self._attention
-        block = transformer.get_submodule(place.rpartition(".")[0])
-        if not (repeats or others) or _is_compiled(block) or not is_plain(transformer.get_submodule(place)):
-            shared.forget()
-            return {}
-        shared.keeps = not repeats
-        return {place: shared}
+        place, processor, shared = self._attention
+        if (repeats or others) and self._can_share(transformer, place, processor):
+            shared.keeps = not repeats
+            return {place: shared}
+        shared.forget()
+        return {}
+
+    def _can_share(self, transformer: nn.Module, place: str, processor: type) -> bool:
+        block, attention = transformer.get_submodule(place.rpartition(".")[0]), transformer.get_submodule(place)
+        known = (
+            type(getattr(attention, "processor", None)) is processor
+        )  # others may have a memory, or do as they are told
+        return known and not _is_compiled(block) and is_plain(attention)
 
     def make_room(self) -> None:
         """Drop the embeddings that were made, which are little to make again, and much among blocks."""
@@ -62,7 +71,7 @@ class Alike:
     def _drop(self) -> None:
         self.make_room()
         if self._attention is not None:
-            self._attention[1].forget()
+            self._attention[-1].forget()
 
 
 class Shared(nn.Module):
@@ -104,7 +113,8 @@ class Shared(nn.Module):
 class SharedAttention(nn.Module):
     """In the place of a self-attention that comes before any look at the text: both guidance branches have its output.
 
-    Who uses it says before each call whether the call repeats the one before, by `forget` and `keeps`.
+    Whether the second one gets the same is not concluded from what comes before, which hooks, LoRA and others may make
+    differ, but seen. Who uses it says before each call whether it is the first one, by `keeps`.
     """
 
     def __init__(self) -> None:
@@ -113,7 +123,7 @@ class SharedAttention(nn.Module):
         """A child, as in `Shared`."""
         self.keeps = False
         """Whether this call's output is for another one."""
-        self._kept: list[tuple[Any, Tensor, int]] = []
+        self._kept: list[_Attended] = []
 
     def stand_for(self, original: nn.Module) -> None:
         """What runs, if something has to."""
@@ -125,26 +135,53 @@ class SharedAttention(nn.Module):
         """The second branch will not come."""
         self._kept.clear()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What it made in the call before, if that was to be kept, and nobody has changed it, or who makes it."""
-        processor = getattr(self.original, "processor", None)
+    def forward(self, *given: Any) -> Tensor:
+        """What was made in the call before, of equal tensors and by the same weights in the same way."""
+        how = _how(self.original, given[0])
         if self._kept:
-            same, made, version = self._kept.pop()
-            if same is processor and made._version == version:
-                return made
-        made = self.original(*args, **kwargs)
-        if self.keeps and not made.is_inference() and _room(made) <= _ATTENTION_ROOM:
-            self._kept.append((processor, made, made._version))
+            kept = self._kept.pop()
+            if kept.how == how and _equal(kept.given, given) and kept.made._version == kept.version:
+                return kept.made
+        made = self.original(*given)
+        if self.keeps and not made.is_inference() and _room((given[0], made)) <= _ATTENTION_ROOM:
+            self._kept.append(_Attended(how, given, made, made._version))
         return made
 
 
+@dataclass(frozen=True, slots=True)
+class _Attended:
+    how: Any
+    given: tuple[Any, ...]
+    made: Tensor
+    version: int
+
+
+def _how(attention: nn.Module, hidden: Tensor) -> tuple[Any, ...]:
+    """All but its arguments that decides what an attention makes."""
+    processor, device = getattr(attention, "processor", None), hidden.device.type
+    casts = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    weights = [(weight.data_ptr(), weight._version) for weight in attention.parameters()]
+    return id(processor), getattr(processor, "_attention_backend", None), casts, weights
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, tuple):
+        return isinstance(other, tuple) and len(one) == len(other) and all(map(_equal, one, other))
+    return one is other
+
+
 def is_plain(module: nn.Module) -> bool:
-    """Whether nobody would miss a call: no hooks (which offload, or perturb for guidance), no LoRA, not compiled."""
-    return not any(
-        part._forward_hooks
+    """Whether nobody would miss a call, or have it do something else: hooks, LoRA, dropout, compilers, gradients."""
+    return not torch.is_grad_enabled() and not any(
+        part.training
+        or part._forward_hooks
         or part._forward_pre_hooks
+        or "forward" in vars(part)
         or _is_compiled(part)
         or any(hasattr(part, name) for name in ("_diffusers_hook", "_hf_hook", "base_layer"))
+        or any(weight.is_inference() for weight in part.parameters(recurse=False))
         for part in module.modules()
     )
 

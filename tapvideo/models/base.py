@@ -73,6 +73,8 @@ class AttendsAlike(Protocol):
 
     first_attention: str
     """Its place in the transformer."""
+    processor_class: type
+    """Of its processor, which makes the same of the same."""
 
 
 @runtime_checkable

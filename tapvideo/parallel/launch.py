@@ -76,8 +76,9 @@ def end_if_torn(code: int | str | None) -> None:
     """End this process at once if a block of `joined` failed in it, before threads of its group can abort it."""
     if not dist.is_initialized():
         return
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a reader who has left
+            stream.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 

@@ -107,11 +107,24 @@ def test_the_version_is_ours(monkeypatch, capsys):
     assert capsys.readouterr().out == f"tapvideo {version('tapvideo')}\n"
 
 
-def test_a_reader_who_has_had_enough_is_no_error():
+@pytest.mark.parametrize(
+    ("app", "arguments"),
+    [("print('line\\n' * 100_000)", []), ("print('line') or sys.exit(2)", []), ("None", ["--version"])],
+)
+def test_a_reader_who_has_had_enough_is_no_error(app, arguments):
     """As `head` of a dry run."""
-    script = "from tapvideo.cli.entry import enter; enter(lambda: print('line\\n' * 100_000), 'name')"
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.readline()
+    script = f"import sys; from tapvideo.cli.entry import enter; enter(lambda: {app}, 'name')"
+    own = {**os.environ, "PYTHONUNBUFFERED": ""}
+    command = [sys.executable, "-c", script, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=own) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_another_pipe_that_breaks_is_told():
+    def lost():
+        raise BrokenPipeError("a socket")
+
+    with pytest.raises(BrokenPipeError, match="a socket"):
+        enter(lost, "name")

@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 
+from tapvideo.checks import check_types
 from tapvideo.config import ConfigError, ForecastConfig, GenerateConfig, RecomputeConfig, ScheduleConfig, TapConfig
 from tapvideo.parallel.config import ParallelConfig
 
@@ -105,3 +107,6 @@ def test_types_are_checked_in_python_too(config, key, value, told):
 
 def test_a_whole_number_is_a_number():
     assert ForecastConfig(lookback=4, blend=1).blend == 1
+    config = ScheduleConfig()
+    config.warmup, config.steps = np.int64(2), list(np.array([0, 1]))
+    check_types("schedule", config)

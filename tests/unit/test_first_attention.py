@@ -103,6 +103,10 @@ def test_it_runs_again_on_other_latents(wan, ran, monkeypatch, between, runs):
     assert torch.equal(*made)
 
 
+class Own(WanAttnProcessor):
+    """Which may have a memory."""
+
+
 class Perturbs(ModelHook):
     """As guidance by a perturbed branch does it."""
 
@@ -136,6 +140,49 @@ def test_a_branch_whose_attention_is_perturbed_has_its_own(wan, ran, monkeypatch
     assert torch.equal(*made)
 
 
+def nudge(module, args, output):
+    return output + 0.5
+
+
+@pytest.mark.parametrize("place", ["patch_embedding", "blocks.0.norm1", "condition_embedder.time_proj", "rope"])
+def test_what_one_branch_alone_is_given_counts(wan, ran, monkeypatch, place):
+    made = []
+    for expected in (ALONE, ALONE):
+        ran.clear()
+        transformer, handles = wan.random_transformer(), []
+        enable_tap(transformer, TapConfig(schedule=SCHEDULE))
+
+        module = transformer.get_submodule(place)
+
+        def turn(module=module, handles=handles):
+            """On for one branch, off for the other."""
+            if handles:
+                handles.pop().remove()
+            else:
+                hook = nudge if place != "rope" else lambda m, a, output: (output[0] * 0.5, output[1])
+                handles.append(module.register_forward_hook(hook))
+
+        chance, outputs = torch.Generator().manual_seed(0), []
+        for step in range(12):
+            latents, now = torch.randn(1, 4, 2, 4, 4, generator=chance), torch.full((1,), 900.0 - step)
+            for branch in ("cond", "uncond"):
+                turn()
+                outputs.append(call(transformer, step, branch, latents, now))
+        made.append(torch.stack(outputs))
+        assert count(ran, transformer) == expected
+        alone(monkeypatch)
+    assert torch.equal(*made)
+
+
+def test_gradients_go_through_every_branchs_own(wan):
+    transformer = wan.random_transformer()
+    enable_tap(transformer, TapConfig(schedule=SCHEDULE))
+    latents, text = torch.randn(1, 4, 2, 4, 4, requires_grad=True), torch.ones(1, 6, 8)
+    for branch in ("cond", "uncond") * 2:
+        with transformer.cache_context(branch, step_index=1, num_inference_steps=12):
+            transformer(latents, torch.full((1,), 900.0), text, return_dict=False)[0].sum().backward()
+
+
 def lora(transformer):
     targets = ["blocks.0.attn1.to_q"]
     transformer.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=targets, init_lora_weights=False))
@@ -151,9 +198,15 @@ def lora(transformer):
         lambda transformer: setattr(transformer.blocks[0].attn1.to_v, "_hf_hook", object()),
         lambda transformer: transformer.blocks[0].compile(backend="eager"),
         lambda transformer: transformer.blocks[0].attn1.compile(backend="eager"),
+        lambda transformer: setattr(transformer.blocks[0].attn1, "forward", transformer.blocks[0].attn1.forward),
+        lambda transformer: transformer.blocks[0].attn1.set_processor(Own()),
+        lambda transformer: transformer.train(),
     ],
-    ids=["lora", "hook", "pre-hook", "diffusers' hook", "accelerate's hook", "compiled block", "compiled"],
+    ids=(
+        "lora hook pre-hook diffusers'-hook accelerate's-hook compiled-block compiled own-forward own-processor dropout"
+    ).split(),
 )
+@torch.no_grad()
 def test_a_call_that_somebody_would_miss_is_made(wan, prepare):
     transformer = wan.random_transformer()
     prepare(transformer)
@@ -164,6 +217,7 @@ def test_a_call_that_somebody_would_miss_is_made(wan, prepare):
     assert is_plain(wan.random_transformer().blocks[0].attn1)
 
 
+@torch.no_grad()
 def test_a_block_in_a_compiled_ones_place_is_left_alone(wan):
     transformer = wan.random_transformer()
     enable_tap(transformer, TapConfig(schedule=SCHEDULE))
@@ -182,7 +236,7 @@ def test_recomputed_tokens_need_the_keys_of_every_branch(wan, ran):
 def test_where_one_branch_comes_alone_nothing_is_kept(wan):
     pipe, kept = wan.random_pipeline(), []
     enable_tap(pipe, TapConfig(schedule=SCHEDULE))
-    _, shared = hook_of(pipe.transformer)._alike._attention
+    *_, shared = hook_of(pipe.transformer)._alike._attention
     pipe.transformer.blocks[1].register_forward_pre_hook(lambda *_: kept.append(len(shared._kept)))
     denoise_pipe(pipe, steps=12, guidance=1.0)
     assert kept == [0] * 4
@@ -191,7 +245,7 @@ def test_where_one_branch_comes_alone_nothing_is_kept(wan):
 def test_nothing_is_kept_when_both_have_it(wan):
     pipe, kept = wan.random_pipeline(), []
     enable_tap(pipe, TapConfig(schedule=SCHEDULE))
-    _, shared = hook_of(pipe.transformer)._alike._attention
+    *_, shared = hook_of(pipe.transformer)._alike._attention
     pipe.transformer.blocks[1].register_forward_pre_hook(lambda *_: kept.append(len(shared._kept)))
     denoise_pipe(pipe, steps=12)
     assert kept == [0, 0] + [1, 0] * 3
@@ -202,7 +256,7 @@ def test_it_goes_where_the_second_branch_stays_away(wan):
     """As where guidance ends in mid-run, or a run is aborted."""
     transformer = wan.random_transformer()
     tap = enable_tap(transformer, TapConfig(schedule=SCHEDULE))
-    _, shared = hook_of(transformer)._alike._attention
+    *_, shared = hook_of(transformer)._alike._attention
     transformer.blocks[2].register_forward_pre_hook(lambda *_: [1 / 0] if len(seen) == 3 else None)
     seen = []
     for step, branch in ((0, "cond"), (0, "uncond"), (1, "cond"), (5, "cond")):
@@ -215,10 +269,11 @@ def test_it_goes_where_the_second_branch_stays_away(wan):
     tap.disable()
 
 
-@pytest.mark.parametrize(("room", "kept"), [(4 * 6 - 1, 0), (4 * 6, 1)])
+@pytest.mark.parametrize(("room", "kept"), [(2 * 4 * 6 - 1, 0), (2 * 4 * 6, 1)])
 def test_what_takes_much_room_is_not_kept(monkeypatch, room, kept):
     monkeypatch.setattr(alike_module, "_ATTENTION_ROOM", room)
     shared = SharedAttention()
+    shared.stand_for(Doubles())
     shared.keeps = True
     shared(torch.ones(6))
     assert len(shared._kept) == kept
@@ -227,25 +282,62 @@ def test_what_takes_much_room_is_not_kept(monkeypatch, room, kept):
 class Doubles(torch.nn.Module):
     processor = "one"
 
-    def forward(self, given):
-        return 2 * given
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(2.0), requires_grad=False)
+
+    def forward(self, given, *rest):
+        return self.weight * given
 
 
-def test_what_was_changed_or_is_anothers_is_made_again():
+def cast(_):
+    torch.set_autocast_enabled("cpu", True)
+
+
+@pytest.fixture(autouse=True)
+def uncast():
+    yield
+    torch.set_autocast_enabled("cpu", False)
+
+
+ONES = torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("change", "given", "again"),
+    [
+        (lambda _: None, (ONES, None, (ONES, ONES)), False),
+        (lambda _: None, (ONES.clone(), None, (ONES.clone(), ONES)), False),
+        (lambda _: None, (0 * ONES, None, (ONES, ONES)), True),
+        (lambda _: None, (ONES.double(), None, (ONES, ONES)), True),
+        (lambda _: None, (ONES, ONES, (ONES, ONES)), True),
+        (lambda _: None, (ONES, None, (ONES, 0 * ONES)), True),
+        (lambda _: None, (ONES, None, (ONES,)), True),
+        (lambda _: None, (ONES, None, None), True),
+        (lambda original: original.weight.mul_(1), (ONES, None, (ONES, ONES)), True),
+        (lambda original: setattr(original, "processor", "another"), (ONES, None, (ONES, ONES)), True),
+        (cast, (ONES, None, (ONES, ONES)), True),
+    ],
+    ids="same equal others double text tables fewer-tables no-tables weights processor autocast".split(),
+)
+def test_it_is_made_again_of_anything_else(change, given, again):
     original, shared = Doubles(), SharedAttention()
     shared.stand_for(original)
     shared.keeps = True
-    first = shared(torch.ones(2))
-    assert shared(torch.zeros(2)) is first
-    shared(torch.ones(2)).add_(1)
-    assert shared(torch.zeros(2)).sum() == 0
-    original.processor = "another"
-    assert shared(torch.ones(2)).sum() == 4
-    other = Doubles()
-    other.processor = "another"
-    shared.stand_for(other)
-    assert shared(torch.zeros(2)).sum() == 0
+    first = shared(ONES, None, (ONES, ONES))
+    change(original)
+    assert (shared(*given) is not first) == again
+    assert shared._kept == [] or again
+
+
+def test_it_is_made_again_where_somebody_has_changed_it():
+    shared = SharedAttention()
+    shared.stand_for(Doubles())
+    shared.keeps = True
+    shared(ONES).add_(1)
+    assert shared(ONES).sum() == 4
+    shared.stand_for(Doubles())
+    assert shared._kept == []
     with torch.inference_mode():
-        shared.forget()
-        shared(torch.ones(2))
-        assert shared(torch.zeros(2)).sum() == 0
+        shared(ONES)
+    assert shared._kept == []

@@ -151,6 +151,10 @@ def test_disabling_under_model_offload_keeps_the_offload(wan):
 def test_whole_compiled_transformer_is_refused(wan):
     with pytest.raises(ValueError, match="compile_repeated_blocks"):
         enable_tap(torch.compile(wan.random_transformer()))
+    in_place = wan.random_transformer()
+    in_place.compile()
+    with pytest.raises(ValueError, match="compiled whole"):
+        enable_tap(in_place)
 
 
 def test_vace_is_refused_with_its_reason():
