@@ -1,9 +1,9 @@
 """Whether forecasts may be trusted: what one foretells of a full step, beside what the blocks make of it.
 
 A forecast moves away from the last anchor. Where that of the guided sum clearly moves against what the full step then
-finds, the anchor alone would have been nearer, and on clips on which this happens once it goes on happening: until the
-next full step the anchor is held. Guidance decides: it amplifies what branches differ in, which may be forecast wrongly
-while each branch for itself is forecast well.
+finds, the anchor alone would have been nearer; on the clips on which this was found it went on for several full steps.
+So the anchor is held until the next one. Guidance decides: it amplifies what branches differ in, which may be forecast
+wrongly while each branch for itself is forecast well.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ HELD = "held"
 """What shares and reports call a forecast step on which the last anchor is reused for want of trust."""
 
 _AGAINST = 0.25
-"""Of what was foretold: so far against it the truth may move. A half and none were worse on clips of wan_tiny."""
+"""Of what was foretold: so far against it the truth may move. A half and none were no better on clips of wan_tiny."""
 
 _SAMPLE = 1024  # tokens of the whole sequence, at the least: all where there are fewer
 

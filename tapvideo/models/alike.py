@@ -52,9 +52,7 @@ class Alike:
 
     def _can_share(self, transformer: nn.Module, place: str, processor: type) -> bool:
         block, attention = transformer.get_submodule(place.rpartition(".")[0]), transformer.get_submodule(place)
-        known = (
-            type(getattr(attention, "processor", None)) is processor
-        )  # others may have a memory, or do as they are told
+        known = type(getattr(attention, "processor", None)) is processor  # another may have a memory
         return known and not _is_compiled(block) and is_plain(attention)
 
     def make_room(self) -> None:
