@@ -124,7 +124,7 @@ class TapHook(ModelHook):
         if isinstance(self.adapter, MakesTables) and shard.is_whole:  # or a rank takes its own tokens' rows of them
             self._unread |= {name: UnreadTables() for name in self.adapter.rotary}
         shares = isinstance(self.adapter, EmbedsAlike) and self.guidance.is_alone  # or this rank sees one branch alone
-        attends = shares and isinstance(self.adapter, AttendsAlike) and not self.takes_over and config.enabled
+        attends = shares and isinstance(self.adapter, AttendsAlike) and not self.takes_over
         self._alike = Alike(
             self.adapter.alike if shares else None,
             (self.adapter.first_attention, self.adapter.processor_class) if attends else None,

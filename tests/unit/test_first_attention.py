@@ -1,6 +1,7 @@
 """On a full step both branches have one first self-attention, where no text has come before it, and the same frames."""
 
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -178,9 +179,18 @@ def test_gradients_go_through_every_branchs_own(wan):
     transformer = wan.random_transformer()
     enable_tap(transformer, TapConfig(schedule=SCHEDULE))
     latents, text = torch.randn(1, 4, 2, 4, 4, requires_grad=True), torch.ones(1, 6, 8)
-    for branch in ("cond", "uncond") * 2:
-        with transformer.cache_context(branch, step_index=1, num_inference_steps=12):
-            transformer(latents, torch.full((1,), 900.0), text, return_dict=False)[0].sum().backward()
+    for step in range(2):
+        now = torch.full((1,), 900.0 - step)
+        for branch in ("cond", "uncond"):
+            with transformer.cache_context(branch, step_index=step, num_inference_steps=12):
+                transformer(latents, now, text, return_dict=False)[0].sum().backward()
+
+
+@torch.no_grad()
+def test_weights_whose_changes_nobody_counts_are_read_anew(wan):
+    with torch.inference_mode():
+        attention = wan.random_transformer().blocks[0].attn1
+    assert not is_plain(attention)
 
 
 def lora(transformer):
@@ -280,10 +290,9 @@ def test_what_takes_much_room_is_not_kept(monkeypatch, room, kept):
 
 
 class Doubles(torch.nn.Module):
-    processor = "one"
-
     def __init__(self):
         super().__init__()
+        self.processor = SimpleNamespace(_attention_backend=None)
         self.weight = torch.nn.Parameter(torch.tensor(2.0), requires_grad=False)
 
     def forward(self, given, *rest):
@@ -316,9 +325,10 @@ ONES = torch.ones(2)
         (lambda _: None, (ONES, None, None), True),
         (lambda original: original.weight.mul_(1), (ONES, None, (ONES, ONES)), True),
         (lambda original: setattr(original, "processor", "another"), (ONES, None, (ONES, ONES)), True),
+        (lambda original: setattr(original.processor, "_attention_backend", "sage"), (ONES, None, (ONES, ONES)), True),
         (cast, (ONES, None, (ONES, ONES)), True),
     ],
-    ids="same equal others double text tables fewer-tables no-tables weights processor autocast".split(),
+    ids="same equal others double text tables fewer-tables no-tables weights processor backend autocast".split(),
 )
 def test_it_is_made_again_of_anything_else(change, given, again):
     original, shared = Doubles(), SharedAttention()
