@@ -15,6 +15,7 @@ from tapvideo.compare.flops import counting
 from tapvideo.compare.methods import Bench, Method, Settings
 from tapvideo.compare.own import plain
 from tapvideo.compare.results import ClipResult
+from tapvideo.compare.shot import Shot, nudged
 from tapvideo.compare.store import Reference, Store, digest, fingerprint_sources, half
 from tapvideo.config import as_dict
 from tapvideo.metrics import evaluate, frame_psnr, psnr
@@ -58,7 +59,7 @@ class Studio:
     config: CompareConfig
     weights: str
     """Fingerprint of the model's files."""
-    _plain_seconds: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
+    _plain_seconds: dict[Shot, float] = field(default_factory=dict[Shot, float])
     """Un-accelerated denoising seconds of this session, for ratios between neighbours in time."""
     _common: dict[str, Any] = field(init=False)
     """What shapes every clip."""
@@ -74,44 +75,47 @@ class Studio:
             "sources": fingerprint_sources(),
         }
 
-    def take(self, method: Method, settings: Settings, prompt: str, seed: int) -> Take:
+    def take(self, method: Method, settings: Settings, shot: Shot) -> Take:
         """One clip, un-accelerated or not, made now."""
-        latents, ledger = list[Tensor](), self.bench.ledger
-        with counting(self.bench.pipe.transformer, ledger), method.apply(self.bench, settings) as config:
+        latents, ledger, pipe = list[Tensor](), self.bench.ledger, self.bench.pipe
+        with (
+            counting(pipe.transformer, ledger),
+            nudged(pipe, shot, self.config.nudge),
+            method.apply(self.bench, settings) as config,
+        ):
             ledger.clear()
             made = sample(
-                self.bench.pipe, config, prompt, seed, lambda step: None,
+                pipe, config, shot.prompt, shot.seed, lambda step: None,
                 on_latents=lambda now: latents.append(now.detach().cpu().clone()),
             )  # fmt: skip
-        check_frames(made, seed)
+        check_frames(made, shot.seed)
         passes = ledger.full_passes(self.bench.branches)
         return Take(made.frames, made.seconds.denoise, half(latents), passes)
 
-    def reference(self, settings: Settings, prompt: str, seed: int) -> Reference:
+    def reference(self, settings: Settings, shot: Shot) -> Reference:
         """An un-accelerated clip, possibly of other steps or another scheduler, from the store or made now."""
-        key = self._key({"reference": settings, "prompt": prompt, "seed": seed})
+        key = self._key({"reference": settings, **self._shape(shot)})
         kept = self.store.read_reference(key)
         if kept is not None:
             return kept
-        take = self.take(PLAIN, settings, prompt, seed)
+        take = self.take(PLAIN, settings, shot)
         reference = Reference(take.frames, take.latents, take.seconds, take.full_passes)
         self.store.write_reference(key, reference)
         if not settings:
-            self._plain_seconds[prompt, seed] = reference.seconds
+            self._plain_seconds[shot] = reference.seconds
         return reference
 
-    def plain_seconds(self, prompt: str, seed: int) -> float:
+    def plain_seconds(self, shot: Shot) -> float:
         """Seconds of the un-accelerated clip in this process: a ratio to another day's would be of machines."""
-        if (prompt, seed) not in self._plain_seconds:
-            self._plain_seconds[prompt, seed] = self.take(PLAIN, {}, prompt, seed).seconds
-        return self._plain_seconds[prompt, seed]
+        if shot not in self._plain_seconds:
+            self._plain_seconds[shot] = self.take(PLAIN, {}, shot).seconds
+        return self._plain_seconds[shot]
 
     def clip(
         self,
         method: Method,
         settings: Settings,
-        prompt: str,
-        seed: int,
+        shot: Shot,
         references: dict[str, Reference],
         *,
         noise_seed: int | None = None,
@@ -121,42 +125,41 @@ class Studio:
         Args:
             method: what makes it.
             settings: its knobs.
-            prompt: what to show.
-            seed: of the references.
+            shot: what the references are of.
             references: by name; that of the un-accelerated clip is empty.
             noise_seed: of the clip, where it is another.
         """
-        key = self._clip_key(method, settings, prompt, seed, noise_seed)
+        key = self._clip_key(method, settings, shot, noise_seed)
         kept = self.store.read(key)
         if kept is None:
-            seconds = self.plain_seconds(prompt, seed)
-            take = self.take(method, settings, prompt, seed if noise_seed is None else noise_seed)
-            result = self._row(method, settings, prompt, seed, references, take)
+            seconds = self.plain_seconds(shot)
+            take = self.take(method, settings, shot if noise_seed is None else replace(shot, seed=noise_seed))
+            result = self._row(method, settings, shot, references, take)
             result.speedup = seconds / take.seconds
             return result, self._keep(key, take, result)
         return ClipResult(**kept), key
 
     def reference_clip(
-        self, name: str, prompt: str, seed: int, references: dict[str, Reference]
+        self, name: str, shot: Shot, reference: Reference, references: dict[str, Reference]
     ) -> tuple[ClipResult, str]:
         """A reference as a row of its own, measured against all of them."""
-        method, reference = replace(PLAIN, key=name or "plain"), references[name]
-        key = self._clip_key(method, {}, prompt, seed, None)
+        method = replace(PLAIN, key=name or "plain")
+        key = self._clip_key(method, {}, shot, None)
         kept = self.store.read(key)
         if kept is None:
             take = Take(reference.frames, reference.seconds, reference.latents, reference.full_passes)
-            result = self._row(method, {}, prompt, seed, references, take)
+            result = self._row(method, {}, shot, references, take)
             result.speedup = references[""].seconds / reference.seconds
             return result, self._keep(key, take, result)
         return ClipResult(**kept), key
 
-    def trial(self, method: Method, settings: Settings, prompt: str, seed: int) -> tuple[float, float]:
+    def trial(self, method: Method, settings: Settings, shot: Shot) -> tuple[float, float]:
         """Full passes and PSNR of a clip on which nothing is reported: all that tuning needs."""
-        key = self._key({"trial": method.key, "settings": settings, "prompt": prompt, "seed": seed})
+        key = self._key({"trial": method.key, "settings": settings, **self._shape(shot)})
         kept = self.store.read(key)
         if kept is None:
-            reference = self.reference({}, prompt, seed)
-            take = self.take(method, settings, prompt, seed)
+            reference = self.reference({}, shot)
+            take = self.take(method, settings, shot)
             decibels = min(psnr(take.frames, reference.frames), _IDENTICAL_DB)
             kept = {"full_passes": take.full_passes, "psnr": decibels}
             self.store.write(key, kept)
@@ -166,8 +169,7 @@ class Studio:
         self,
         method: Method,
         settings: Settings,
-        prompt: str,
-        seed: int,
+        shot: Shot,
         references: dict[str, Reference],
         take: Take,
     ) -> ClipResult:
@@ -175,8 +177,9 @@ class Studio:
         result = ClipResult(
             method=method.key,
             budget=None,
-            prompt=prompt,
-            seed=seed,
+            prompt=shot.prompt,
+            seed=shot.seed,
+            draw=shot.draw,
             status="ok",
             settings=settings,
             full_passes=take.full_passes,
@@ -206,11 +209,14 @@ class Studio:
         asked = {"clips": clips, "target": target, "tolerance": tolerance, "variants": list(variants)}
         return self._key({"tuned": method.key, **asked})
 
-    def _clip_key(self, method: Method, settings: Settings, prompt: str, seed: int, noise_seed: int | None) -> str:
+    def _clip_key(self, method: Method, settings: Settings, shot: Shot, noise_seed: int | None) -> str:
         """The store's name for a clip; the budget that asked for it shapes nothing."""
-        shape = {"method": method.key, "settings": settings, "prompt": prompt, "seed": seed, "noise_seed": noise_seed}
+        shape = {"method": method.key, "settings": settings, **self._shape(shot), "noise_seed": noise_seed}
         measured = {"metrics": self.config.metrics, "ode_steps": self.config.ode_steps, "quality": self.config.quality}
         return self._key({**shape, **measured})
+
+    def _shape(self, shot: Shot) -> dict[str, Any]:
+        return shot.as_key() | ({"nudge": self.config.nudge} if shot.draw else {})
 
     def _key(self, values: dict[str, Any]) -> str:
         return digest({**values, **self._common})

@@ -79,6 +79,10 @@ class CompareConfig:
     """As `tuning_prompts`, for results."""
     num_prompts: int = 2
     seeds: list[int] = field(default_factory=lambda: [1])
+    draws: int = 1
+    """How often every clip is made: from its seed's noise, and then from that noise, nudged each time otherwise."""
+    nudge: float = 1e-3
+    """How far, as a share of the noise's standard deviation: what it overturns was chance. bfloat16 rounds by more."""
     other_seed: int = 9000
     """Added to a seed for the row that compares with another seed's clip."""
     ode_steps: int = 100
@@ -109,12 +113,15 @@ class CompareConfig:
     def __post_init__(self) -> None:
         """Check every value that does not depend on the model or on files."""
         self.base()  # checks what the two configs share
-        for key, least in (("num_prompts", 1), ("num_tuning_prompts", 1), ("other_seed", 1), ("ode_steps", 1)):
+        counts = ("num_prompts", "num_tuning_prompts", "other_seed", "ode_steps", "draws")
+        for key, least in dict.fromkeys(counts, 1).items():
             if getattr(self, key) < least:
                 raise ConfigError(f"{key}={getattr(self, key)!r} is too small; allowed: {least} or more")
         most = self.steps / 2
         if not self.budgets or not all(1 < budget <= most for budget in self.budgets):
             raise ConfigError(f"budgets={self.budgets!r} is not possible; allowed: numbers above 1, up to {most:g}")
+        if not 0 < self.nudge <= 1:
+            raise ConfigError(f"nudge={self.nudge!r} nudges no noise; allowed: above 0, up to 1")
         if not 0 < self.tolerance < 1:
             raise ConfigError(f"tolerance={self.tolerance!r} is no share; allowed: between 0 and 1")
         unknown = [name for name in self.metrics if name not in METRICS]

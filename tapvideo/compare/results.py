@@ -31,6 +31,8 @@ class ClipResult:
     """Asked acceleration, steps over full-pass equivalents; None for references."""
     prompt: str
     seed: int
+    draw: int = 0
+    """0: from the seed's noise; others: from that noise, nudged."""
     status: str
     """`ok`, `failed` or `not_run`; figures are None unless ok."""
     note: str = ""
@@ -73,6 +75,10 @@ class MethodSummary:
     high: dict[str, float | None]
     worst: dict[str, float | None]
     note: str = ""
+    behind: int | None = None
+    """Clips that are more than 0.5 dB of PSNR below the better of `tap-reuse` and `tap-taylor1` at the same budget."""
+    chance: float | None = None
+    """Standard deviation in dB of one clip's PSNR over draws that differ by a nudge; None with one draw."""
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,7 @@
 """The comparison: references, tuning, every method at every budget, diagnostics, results."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tapvideo.compare.cache_dit_peers import cache_dit_methods
@@ -13,8 +13,10 @@ from tapvideo.compare.methods import Bench, Method, Tuned
 from tapvideo.compare.oracle import oracle_methods
 from tapvideo.compare.own import fewer_steps, on_nodes, preset
 from tapvideo.compare.results import ClipResult, Comparison, is_bound
+from tapvideo.compare.robust import with_robustness
 from tapvideo.compare.rules import rule_methods
 from tapvideo.compare.shadows import diagnostics
+from tapvideo.compare.shot import Shot
 from tapvideo.compare.store import Reference, Store
 from tapvideo.compare.tables import at_equal_compute, differences, render, save, summarise
 from tapvideo.compare.tuning import Tuner
@@ -106,7 +108,7 @@ def run(config: CompareConfig, *, command: str = "") -> Path:
     for index, prompt in enumerate(reporting):
         for seed in config.seeds:
             console.say(f"[{index + 1}/{len(reporting)}] {prompt}, seed {seed}")
-            work.comparison.clips += make_job(work, methods, tuned, prompt, seed)
+            work.comparison.clips += make_job(work, methods, tuned, Shot(prompt, seed))
             write(work, methods)  # after every job: an interrupted comparison keeps what it has
     if config.diagnostics and "paper" in config.presets:
         work.comparison.diagnostics = diagnostics(work.studio, console, tuned, reporting)
@@ -152,48 +154,64 @@ def tune_all(work: _Run, methods: list[Method], prompts: list[str]) -> dict[tupl
 
 
 def make_job(
-    work: _Run, methods: list[Method], tuned: dict[tuple[str, float], Tuned], prompt: str, seed: int
+    work: _Run, methods: list[Method], tuned: dict[tuple[str, float], Tuned], shot: Shot
 ) -> Iterator[ClipResult]:
     """Every clip of one prompt and seed; the un-accelerated one again at the end, to show what methods left behind."""
     config, studio = work.config, work.studio
     _, *others = reference_schedulers(config)
-    references = {"": studio.reference({}, prompt, seed)}
+    references = {"": studio.reference({}, shot)}
     for name in others:
-        references[f"{name}{config.steps}"] = studio.reference({"scheduler": name}, prompt, seed)
-    references["ode"] = studio.reference({"steps": config.ode_steps}, prompt, seed)
-    for name in references:
-        result, key = studio.reference_clip(name, prompt, seed, references)
-        yield _shown(work, result, key, None, "")
-    for method in methods:
-        for budget in config.budgets:
-            yield make_clip(work, method, tuned[method.key, budget], budget, prompt, seed, references)
-    for name, noise_seed in (("plain-rerun", None), ("other-seed", seed + config.other_seed)):
+        references[f"{name}{config.steps}"] = studio.reference({"scheduler": name}, shot)
+    references["ode"] = studio.reference({"steps": config.ode_steps}, shot)
+    for name, reference in references.items():
+        yield _shown(work, *studio.reference_clip(name, shot, reference, references), None, "")
+    yield from _methods_clips(work, methods, tuned, shot, references)
+    for name, noise_seed in (("plain-rerun", None), ("other-seed", shot.seed + config.other_seed)):
         method = replace(PLAIN, key=name)
-        yield _shown(work, *studio.clip(method, {}, prompt, seed, references, noise_seed=noise_seed), None, "")
+        yield _shown(work, *studio.clip(method, {}, shot, references, noise_seed=noise_seed), None, "")
+    for draw in range(1, config.draws):
+        yield from _make_draw(work, methods, tuned, replace(shot, draw=draw), references[""])
+
+
+def _make_draw(
+    work: _Run, methods: list[Method], tuned: dict[tuple[str, float], Tuned], shot: Shot, first: Reference
+) -> Iterator[ClipResult]:
+    """The clips of one more draw, against its own un-accelerated clip, and that against the `first`."""
+    reference = work.studio.reference({}, shot)
+    yield _shown(work, *work.studio.reference_clip("nudged", shot, reference, {"": first}), None, "")
+    yield from _methods_clips(work, methods, tuned, shot, {"": reference})
+
+
+def _methods_clips(
+    work: _Run,
+    methods: list[Method],
+    tuned: dict[tuple[str, float], Tuned],
+    shot: Shot,
+    references: dict[str, Reference],
+) -> Iterator[ClipResult]:
+    for method in methods:
+        for budget in work.config.budgets:
+            yield make_clip(work, method, tuned[method.key, budget], budget, shot, references)
 
 
 def make_clip(
-    work: _Run,
-    method: Method,
-    tuned: Tuned,
-    budget: float | None,
-    prompt: str,
-    seed: int,
-    references: dict[str, Reference],
+    work: _Run, method: Method, tuned: Tuned, budget: float | None, shot: Shot, references: dict[str, Reference]
 ) -> ClipResult:
     """One clip, or the row that says why there is none."""
     status, note = "not_run", tuned.note
     if not tuned.failed:
         try:
-            result, key = work.studio.clip(method, tuned.settings, prompt, seed, references)
+            result, key = work.studio.clip(method, tuned.settings, shot, references)
             return _shown(work, result, key, budget, tuned.note)
         except Exception as error:  # whatever a peer raises, the others go on
             status, note = "failed", f"{type(error).__name__}: {error}"
-    return ClipResult(method=method.key, budget=budget, prompt=prompt, seed=seed, status=status, note=note)
+    return ClipResult(method=method.key, budget=budget, **asdict(shot), status=status, note=note)
 
 
 def _shown(work: _Run, result: ClipResult, key: str, budget: float | None, note: str) -> ClipResult:
-    """A stored clip as the results show it, its video beside them."""
+    """A stored clip as the results show it, its video beside them; figures are all that is shown of further draws."""
+    if result.draw:
+        return replace(result, budget=budget, note=note)
     video = f"videos/{slug(result.method)}-{key[:12]}.mp4"
     work.studio.store.copy(key, "video.mp4", work.folder / video)
     return replace(result, budget=budget, note=note, video=video)
@@ -213,10 +231,11 @@ def write(work: _Run, methods: list[Method]) -> None:
         by_row.setdefault((clip.method, clip.budget), []).append(clip)
     labels |= {method.key: method.label for method in methods}
     notes = {method.key: method.remark(work.studio.bench.branches) for method in methods}
-    comparison.table = [
+    rows = (
         summarise(key, labels.get(key, key), budget, clips, notes.get(key, "") if clips[0].status == "ok" else "")
         for (key, budget), clips in by_row.items()
-    ]
+    )
+    comparison.table = with_robustness(rows, comparison.clips)
     comparison.differences = []
     for budget in config.budgets:
         rows = [row for row in comparison.table if row.budget == budget]
@@ -235,6 +254,7 @@ def _reference_labels(config: CompareConfig) -> dict[str, str]:
         "ode": f"the ODE's solution ({own}, {config.ode_steps} steps)",
         "plain-rerun": "un-accelerated, once more at the end",
         "other-seed": "un-accelerated, another seed",
+        "nudged": f"un-accelerated, noise nudged by {config.nudge:g}",
     }
 
 

@@ -8,22 +8,26 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tapvideo.compare.results import ClipResult, Comparison, MethodSummary, PairedDifference, ours
+from tapvideo.compare.robust import BEHIND, SIMPLE
 from tapvideo.compare.statistics import bootstrap_difference, bootstrap_mean
 from tapvideo.metrics import METRICS
 from tapvideo.video_io import atomic_write_text
 
-_BEHIND = 0.5  # dB, from which a clip counts as worse than a rival's
 _CSV_HEAD = (
     "method",
     "budget",
     "prompt",
     "seed",
+    "draw",
     "status",
     "note",
     "full_passes",
     "denoise_seconds",
     "speedup",
     "video",
+)
+_HEAD = (
+    f"{'method':<44}{'passes':>7}{'faster':>8}  {'PSNR [95 %]':<22}{'worst':>6}{'behind':>8}{'chance':>8}  {'SSIM':>6}"
 )
 
 
@@ -47,26 +51,27 @@ def summarise(method: str, label: str, budget: float | None, clips: list[ClipRes
         ),
     )
     for metric in dict.fromkeys(name for clip in good for name in clip.metrics):
-        values = [value for clip in good if (value := clip.metrics[metric]) is not None]
+        having = [clip for clip in good if metric in clip.metrics]  # further draws have no other references
+        values = [value for clip in having if (value := clip.metrics[metric]) is not None]
         row.mean[metric] = row.low[metric] = row.high[metric] = row.worst[metric] = None
         if values:
             row.worst[metric] = (min if _higher_is_better(metric) else max)(values)
-        if len(values) == len(good):  # a mean over some of the clips would be of other clips than its neighbours'
-            found = bootstrap_mean(values, groups=[clip.prompt for clip in good])
+        if len(values) == len(having):  # a mean over some of the clips would be of other clips than its neighbours'
+            found = bootstrap_mean(values, groups=[clip.prompt for clip in having])
             row.mean[metric], row.low[metric], row.high[metric] = found.mean, found.low, found.high
     return row
 
 
 def differences(clips: list[ClipResult], rivals: Iterable[str], budget: float) -> list[PairedDifference]:
     """TAP against each rival at one budget, clip by clip."""
-    at = {(c.method, c.prompt, c.seed): c for c in clips if c.budget == budget and c.status == "ok"}
-    own_key = ours(key for key, _, _ in at)
+    at = {(c.method, c.prompt, c.seed, c.draw): c for c in clips if c.budget == budget and c.status == "ok"}
+    own_key = ours(key for key, *_ in at)
     found = []
     for rival in rivals:
         pairs = [
-            (own, at[rival, own.prompt, own.seed])
-            for own in at.values()
-            if own.method == own_key != rival and (rival, own.prompt, own.seed) in at
+            (own, other)
+            for (method, *place), own in at.items()
+            if method == own_key != rival and (other := at.get((rival, *place))) is not None
         ]
         for metric in dict.fromkeys(name for own, _ in pairs for name in own.metrics):
             found += _difference(metric, rival, budget, pairs)
@@ -84,7 +89,7 @@ def _difference(
     values = [
         (a, b, own.prompt)
         for own, other in pairs
-        if (a := own.metrics[metric]) is not None and (b := other.metrics.get(metric)) is not None
+        if (a := own.metrics.get(metric)) is not None and (b := other.metrics.get(metric)) is not None
     ]
     if not values:
         return []
@@ -102,7 +107,7 @@ def _difference(
             low=found.low,
             high=found.high,
             num_clips=found.num_clips,
-            behind=sum(a < b - _BEHIND for a, b, _ in values) if metric == "psnr" else None,
+            behind=sum(a < b - BEHIND for a, b, _ in values) if metric == "psnr" else None,
         )
     ]
 
@@ -127,13 +132,23 @@ def render(comparison: Comparison, targets: dict[float, float], tolerance: float
         rows = [row for row in comparison.table if row.budget == budget]
         target = targets.get(budget) if budget else None
         title = f"{budget:g} x, {target:.1f} full passes" if budget and target else "references, against the first"
-        lines += ["", title, f"{'method':<44}{'passes':>7}{'faster':>8}  {'PSNR [95 %]':<22}{'worst':>6}  {'SSIM':>6}"]
+        lines += ["", title, _HEAD]
         rows.sort(key=lambda row: (not at_equal_compute(row, target, tolerance), -(row.mean.get("psnr") or -1.0)))
         lines += [
             _line(row, at_equal_compute(row, target, tolerance)) for row in (rows if budget else _in_order(comparison))
         ]
         lines += [_difference_line(d, comparison) for d in comparison.differences if _shown(d, budget)]
+    lines += [f"\n{said}" for said in _explained(comparison)]
     return "\n".join(lines)
+
+
+def _explained(comparison: Comparison) -> list[str]:
+    """What columns mean whose heads do not say it."""
+    behind = any(row.behind is not None for row in comparison.table)
+    chance = any(row.chance is not None for row in comparison.table)
+    simple = f"behind: clips that are more than {BEHIND:g} dB below the better of {' and '.join(SIMPLE)}"
+    spread = "chance: standard deviation of one clip's PSNR in dB, over draws that differ by a nudge of the noise"
+    return [*([simple] if behind else []), *([spread] if chance else [])]
 
 
 def _in_order(comparison: Comparison) -> list[MethodSummary]:
@@ -157,8 +172,12 @@ def _line(row: MethodSummary, fair: bool) -> str:
     end = "" if fair else f"  not at equal compute: {row.note}" if row.note else "  not at equal compute"
     return (
         f"{row.label:<44}{row.full_passes or 0:>7.2f}{row.speedup or 0:>7.2f}x  {psnr:<22}"
-        f"{'-' if worst is None else f'{worst:.2f}':>6}  {'-' if ssim is None else f'{ssim:.4f}':>6}{end}"
+        f"{_figure(worst, 2):>6}{_figure(row.behind, 0):>8}{_figure(row.chance, 1):>8}  {_figure(ssim, 4):>6}{end}"
     )
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _shown(difference: PairedDifference, budget: float | None) -> bool:
@@ -168,7 +187,7 @@ def _shown(difference: PairedDifference, budget: float | None) -> bool:
 def _difference_line(d: PairedDifference, comparison: Comparison) -> str:
     labels = {row.method: row.label for row in comparison.table}
     names = f"{labels.get(d.method, d.method)} - {labels.get(d.rival, d.rival)}"
-    behind = f", over {_BEHIND:g} dB behind on {d.behind} of {d.num_clips} clips" if d.behind else ""
+    behind = f", over {BEHIND:g} dB behind on {d.behind} of {d.num_clips} clips" if d.behind else ""
     return f"  {names}: {d.mean:+.2f} dB [{d.low:+.2f}, {d.high:+.2f}]{behind}"
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from tapvideo.compare.clips import Studio
 from tapvideo.compare.methods import Knob, Method, NotPossible, Settings, Tuned, Variant
+from tapvideo.compare.shot import Shot
 from tapvideo.sample import sample
 
 _MOST_TRIES = 9
@@ -83,7 +84,8 @@ class Tuner:
 
     def _clips(self, method: Method, settings: Settings) -> list[tuple[float, float]]:
         """Full passes and PSNR of every tuning clip."""
-        return [self.studio.trial(method, settings, prompt, seed) for prompt in self.prompts for seed in self.seeds]
+        shots = [Shot(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+        return [self.studio.trial(method, settings, shot) for shot in shots]
 
     def _passes(self, method: Method, settings: Settings) -> float:
         clips = self._clips(method, settings)

@@ -87,7 +87,7 @@ def render_comparison(
         methods=methods,
         families=_families(comparison, methods),
         choosable=_choosable(comparison, methods),
-        columns=columns(shown, best),
+        columns=columns(shown, best, comparison.table),
         rows=rows(comparison, methods, shown, best),
         pairs=pairs_of(comparison),
         videos=videos,

@@ -16,7 +16,7 @@ MAX_BYTES = 24 * 2**20
 """Of mp4 files; base64 makes a third more of them in the page."""
 
 Pair = tuple[str, int]
-"""A prompt and a seed: what is compared with each other."""
+"""A prompt and a seed: what is compared with each other. Of further draws there are figures in the table alone."""
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Videos:
 
 def pairs_of(comparison: Comparison) -> list[Pair]:
     """Every prompt and seed, in the order of the results."""
-    return list(dict.fromkeys((c.prompt, c.seed) for c in comparison.clips))
+    return list(dict.fromkeys((c.prompt, c.seed) for c in comparison.clips if not c.draw))
 
 
 def choose_videos(
@@ -125,7 +125,7 @@ def clip_payload(
             "video": videos.index.get(clip.video) if clip.video else None,
         }
         for clip in comparison.clips
-        if clip.status == "ok"
+        if clip.status == "ok" and not clip.draw
     ]
 
 

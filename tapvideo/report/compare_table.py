@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tapvideo.compare.results import ClipResult, Comparison, MethodSummary
+from tapvideo.compare.robust import BEHIND, SIMPLE
 from tapvideo.report.compare_answer import over_budget
 from tapvideo.report.compare_methods import Method
 from tapvideo.report.compare_metrics import Metric, budget_text, number, sentence_case
@@ -69,8 +70,8 @@ def table_metrics(metrics: list[Metric], best: Metric | None) -> list[Metric]:
     return [m for m in metrics if "@" not in m.key or (best and m.key.startswith(f"{best.key}@"))]
 
 
-def columns(metrics: list[Metric], best: Metric | None) -> list[Column]:
-    """The columns after the method's name."""
+def columns(metrics: list[Metric], best: Metric | None, table: list[MethodSummary]) -> list[Column]:
+    """The columns after the method's name; those of robustness where a row has a figure."""
     arrows = {"higher": "higher is better", "lower": "lower is better", "zero": "nearer zero is better", None: ""}
     found = [Column("budget", "Budget", "", "asked acceleration: steps over full-pass equivalents", False)]
     cost = [
@@ -81,7 +82,18 @@ def columns(metrics: list[Metric], best: Metric | None) -> list[Column]:
         found.append(Column(m.key, m.label, m.unit, arrows[m.better], m.better in ("higher", None)))
         if m is best:
             found += [Column("worst", f"Worst {m.label}", m.unit, "the worst clip", m.better == "higher"), *cost]
-    return [*found, *([] if best else cost), Column("clips", "Clips", "", "clips measured", True)]
+    robust = [column for column, values in _robustness(table) if any(value is not None for value in values)]
+    return [*found, *([] if best else cost), *robust, Column("clips", "Clips", "", "clips measured", True)]
+
+
+def _robustness(table: list[MethodSummary]) -> list[tuple[Column, list[float | None]]]:
+    """Columns that not every comparison has, each with its figures of all rows."""
+    simple = f"clips over {BEHIND:g} dB of PSNR below the better of {' and '.join(SIMPLE)}"
+    spread = "standard deviation of one clip's PSNR over draws that differ by a nudge of the noise"
+    return [
+        (Column("behind", "Behind", "", simple, False), [row.behind for row in table]),
+        (Column("chance", "Chance", "dB", spread, False), [row.chance for row in table]),
+    ]
 
 
 def _ordered(metrics: list[Metric], best: Metric | None) -> list[Metric]:
@@ -95,6 +107,12 @@ def rows(comparison: Comparison, methods: list[Method], metrics: list[Metric], b
     spans = {m.key: _span(comparison.table, m) for m in metrics if m is best}
     identical = _identical(comparison)
 
+    robust = [
+        [Cell(number(value, 0 if column.key == "behind" else 1), value) for value in values]
+        for column, values in _robustness(comparison.table)
+        if any(value is not None for value in values)
+    ]
+
     def rank(row: MethodSummary) -> tuple[float, float]:
         value = row.mean.get(best.key) if best else None
         poor = value is None or math.isnan(value)
@@ -107,9 +125,9 @@ def rows(comparison: Comparison, methods: list[Method], metrics: list[Metric], b
             budget=row.budget,
             note=row.note,
             flag="over budget" if over_budget(comparison, row) else "",
-            cells=_cells(row, metrics, best, spans, identical),
+            cells=[*_cells(row, metrics, best, spans, identical), *(values[i] for values in robust), _clips_cell(row)],
         )
-        for row in sorted(comparison.table, key=rank)
+        for i, row in sorted(enumerate(comparison.table), key=lambda pair: rank(pair[1]))
     ]
 
 
@@ -134,8 +152,11 @@ def _cells(
         if m is best:
             worst = row.worst.get(m.key)
             cells += [Cell(m.text(worst), _sortable(worst)), *cost]
-    failed = f"{row.num_failed} failed" if row.num_failed else ""
-    return [*cells, *([] if best else cost), Cell(str(row.num_clips), row.num_clips, failed)]
+    return [*cells, *([] if best else cost)]
+
+
+def _clips_cell(row: MethodSummary) -> Cell:
+    return Cell(str(row.num_clips), row.num_clips, f"{row.num_failed} failed" if row.num_failed else "")
 
 
 def _identical(comparison: Comparison) -> set[tuple[str, float | None, str]]:
@@ -196,7 +217,8 @@ def troubles(comparison: Comparison, methods: list[Method], metrics: dict[str, M
 
 
 def _clip_name(clip: ClipResult) -> str:
-    return f"{budget_text(clip.budget)}, seed {clip.seed}: {clip.prompt}"
+    seed = f"seed {clip.seed}" + (f", draw {clip.draw}" if clip.draw else "")
+    return f"{budget_text(clip.budget)}, {seed}: {clip.prompt}"
 
 
 def _grouped(found: Iterable[tuple[str, str, str]]) -> list[Trouble]:

@@ -109,6 +109,34 @@ def test_comparison_leaves_results_and_goes_on_where_it_was(config, made):
     assert made == ["tune"] + [clip["prompt"]] * 2  # the clip, and its un-accelerated neighbour in time for the ratio
 
 
+def test_further_draws_have_their_own_references_and_are_not_made_again(config, made):
+    config.methods, config.draws, config.diagnostics = ["steps-unipc", "tap-reuse", "tap-taylor1"], 3, False
+    folder = run(config)
+    found = read_comparison(folder)
+    rows = {row.method: row for row in found.table}
+    assert (rows["plain"].num_clips, rows["nudged"].num_clips, rows["steps-unipc"].num_clips) == (2, 4, 6)
+    assert rows["nudged"].label == "un-accelerated, noise nudged by 0.001"
+    assert 40 < rows["nudged"].mean["psnr"] < 120  # of a random model
+    assert rows["steps-unipc"].chance > 0
+    assert rows["steps-unipc"].mean["psnr@ode"] is not None
+    assert rows["steps-unipc"].behind is not None
+    by_draw = {(c.prompt, c.draw): c.metrics["psnr"] for c in found.clips if c.method == "steps-unipc"}
+    assert len(by_draw) == len(set(by_draw.values())) == 6
+    assert all((clip.video is None) is (clip.draw > 0) for clip in found.clips)
+
+    entries = len(made)
+    again = run(config)
+    assert (made[entries:], again) == ([], folder)
+    config.nudge = 0.01  # other draws, and the same first clips
+    first = {
+        c.prompt: c.metrics["psnr"]
+        for c in read_comparison(run(config)).clips
+        if c.method == "steps-unipc" and not c.draw
+    }
+    assert first == {prompt: by_draw[prompt, 0] for prompt in ("one", "two")}
+    assert made[entries:].count("one") == 2 * (1 + 3)  # of each draw the reference and the methods; none of the first
+
+
 def test_diagnostics_of_all_budgets_come_from_the_same_runs(config, made):
     config.methods, config.budgets = ["tap-paper"], [2.0, 3.0]
     found = read_comparison(run(config))

@@ -60,7 +60,7 @@ def test_clips_that_are_behind_are_counted_and_told():
     found = comparison([*ours, *theirs])
     assert {d.metric: d.behind for d in found.differences} == {"psnr": 1, "flip": None}
     assert "], over 0.5 dB behind on 1 of 3 clips" in render(found, {2.0: 25.0}, 0.05)
-    assert "behind" not in render(comparison([*ours, clip("peer", psnr=5.0)]), {2.0: 25.0}, 0.05)
+    assert "dB behind" not in render(comparison([*ours, clip("peer", psnr=5.0)]), {2.0: 25.0}, 0.05)
 
 
 def test_the_default_speaks_for_us_and_the_paper_where_it_was_not_run():
