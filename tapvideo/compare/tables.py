@@ -64,14 +64,14 @@ def summarise(method: str, label: str, budget: float | None, clips: list[ClipRes
 
 def differences(clips: list[ClipResult], rivals: Iterable[str], budget: float) -> list[PairedDifference]:
     """TAP against each rival at one budget, clip by clip."""
-    at = {(c.method, c.prompt, c.seed, c.draw): c for c in clips if c.budget == budget and c.status == "ok"}
-    own_key = ours(key for key, *_ in at)
+    at = {(c.method, (c.prompt, c.seed, c.draw)): c for c in clips if c.budget == budget and c.status == "ok"}
+    own_key = ours(key for key, _ in at)
     found = []
     for rival in rivals:
         pairs = [
             (own, other)
-            for (method, *place), own in at.items()
-            if method == own_key != rival and (other := at.get((rival, *place))) is not None
+            for (method, place), own in at.items()
+            if method == own_key != rival and (other := at.get((rival, place))) is not None
         ]
         for metric in dict.fromkeys(name for own, _ in pairs for name in own.metrics):
             found += _difference(metric, rival, budget, pairs)
