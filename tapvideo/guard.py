@@ -2,8 +2,8 @@
 
 A forecast moves away from the last anchor. Where that of the guided sum clearly moves against what the full step then
 finds, the anchor alone would have been nearer; on the clips on which this was found it went on for several full steps.
-So the anchor is held until the next one. Guidance decides: it amplifies what branches differ in, which may be forecast
-wrongly while each branch for itself is forecast well.
+So the anchor is held until the next one, and before the first one that could say so. Guidance decides: it amplifies
+what branches differ in, which may be forecast wrongly while each branch for itself is forecast well.
 """
 
 from dataclasses import dataclass, field
@@ -58,13 +58,13 @@ class Guard:
     """What each of them counts: nothing where it is given, and not denoised."""
 
     def begin(self) -> None:
-        """A new run: nothing is known against it."""
+        """A new run: nothing has been judged."""
         self._trusted.clear()
         self._moves, self._rows, self._counts = None, None, 1.0
 
     def trusts(self, branch: str) -> bool:
-        """Whether what was forecast of the last full step moved as the step did."""
-        return self._trusted.get(self._judged(branch), True)
+        """Whether what was forecast of the last full step moved as the step did; not before a forecast was judged."""
+        return self._trusted.get(self._judged(branch), False)
 
     def foretell(
         self,
@@ -76,6 +76,8 @@ class Guard:
     ) -> None:
         """Keep how far a forecast for this full step is from the last anchor, before the oldest anchor goes.
 
+        A single anchor moves nowhere: nothing can be judged by it.
+
         Args:
             context: of the full step.
             state: anchors before it.
@@ -86,6 +88,8 @@ class Guard:
         Raises:
             PeerLost: if another rank does not answer.
         """
+        if len(state.residuals) < 2:
+            return
         self._rows = rows = sample_rows(shard.positions, sum(shard.layout.sizes))
         self._counts = 1.0
         if context.given is not None:

@@ -119,10 +119,38 @@ def test_branches_are_judged_apart_where_it_is_not_known_how_they_are_mixed():
     assert guard.trusts("other")
 
 
-def test_a_new_run_is_trusted():
-    guard = judged({"cond": -1.0, "uncond": -1.0})
-    guard.begin()
+def test_nothing_is_trusted_before_it_was_judged():
+    guard = judged({"cond": 1.0, "uncond": 1.0})
     assert guard.trusts("cond")
+    guard.begin()  # a new run
+    assert not guard.trusts("cond")
+
+
+def test_a_single_anchor_can_be_judged_by_nothing():
+    guard, state = Guard(ForecastConfig(), made_up(steps=STEPS, guidance=5.0), Comm()), BranchState(2)
+    state.push(0, 0.0, None, torch.ones(1, 4, 3))
+    twice = calibrated_bank([2.0])  # a calibration may well scale it
+    for branch in ("cond", "uncond"):
+        context = StepContext(branch, 1, STEPS)
+        guard.foretell(context, state, None, twice, SHARD)
+        guard.judge(context, state, SHARD.comm)
+    assert not guard.trusts("cond")
+
+
+def test_anchors_are_held_until_the_third_full_step(wan, pipe, path, monkeypatch):
+    judge = Guard.judge
+
+    def approve(self, *args):
+        judge(self, *args)
+        self._trusted = dict.fromkeys(self._trusted, True)
+
+    monkeypatch.setattr(Guard, "judge", approve)
+    schedule = ScheduleConfig(kind="explicit", steps=[0, 2, 4, 9], warmup=1)
+    tap = enable_tap(pipe, TapConfig(family="calibrated", calibration=path, guard=True, schedule=schedule))
+    wan.denoise(pipe, steps=STEPS)
+    shares = tap.summary().shares
+    assert [step for step, share in shares.items() if share == {HELD: 1.0}] == [1, 3]
+    assert len(tap.summary().forecast_steps) == STEPS - 4
 
 
 def test_a_step_that_was_not_foretold_is_not_judged():
@@ -200,10 +228,10 @@ def test_a_run_is_judged_anew(wan, pipe, path):
     for _ in range(2):
         latents = wan.denoise(pipe, steps=STEPS)
         runs.append((latents, [r.labels for r in tap.trace.records if r.kind is StepKind.FORECAST]))
-        pipe.transformer._diffusers_hook.get_hook("tapvideo").stack.guard._trusted[""] = False  # as it may end
+        pipe.transformer._diffusers_hook.get_hook("tapvideo").stack.guard._trusted[""] = True  # as it may end
     assert torch.equal(runs[0][0], runs[1][0])
     assert runs[0][1] == runs[1][1]
-    assert runs[0][1][0] == ("calibrated",)
+    assert runs[0][1][0] == (HELD,)
 
 
 def test_a_branch_that_no_calibration_knows_is_refused():
