@@ -1,6 +1,7 @@
 """What the guidance branches of a step have in common, and whether a call is another branch's of the same step."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
@@ -24,10 +25,13 @@ class Alike:
         self._attention = None if attention is None else (*attention, SharedAttention())
         self._last = None if places is None else LastCall()
         """None where branches have nothing in common, or only one of them is seen."""
+        self._touches: list[Any] = []
+        """What the last call had put onto the places."""
 
-    def is_repeated(self, call: Mapping[str, Any]) -> bool:
+    def is_repeated(self, transformer: nn.Module, call: Mapping[str, Any]) -> bool:
         """Whether a call is the one before it, but for the text; if not, what was made for that one is dropped."""
-        repeats = self._last is not None and self._last.is_repeated(call)
+        before, self._touches = self._touches, [_touches(transformer.get_submodule(place)) for place in self.shared]
+        repeats = self._last is not None and self._last.is_repeated(call) and self._touches == before
         if not repeats:
             self._drop()
         return repeats
@@ -182,6 +186,19 @@ def is_plain(module: nn.Module) -> bool:
         or any(weight.is_inference() for weight in part.parameters(recurse=False))
         for part in module.modules()
     )
+
+
+def _touches(module: nn.Module) -> list[Any]:
+    """What may be on for one branch alone, and make something else of the same: hooks, LoRA, a forward of its own."""
+    found: list[Any] = []
+    for part in module.modules():
+        found += [*part._forward_hooks, *part._forward_pre_hooks]  # by numbers that are not given out again
+        if "forward" in vars(part):
+            found.append(id(vars(part)["forward"]))
+        if "base_layer" in part._modules:
+            names = ("disable_adapters", "active_adapters", "scaling")
+            found.append([copy(getattr(part, name, None)) for name in names])
+    return found
 
 
 def _is_compiled(module: nn.Module) -> bool:

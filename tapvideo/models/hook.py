@@ -139,7 +139,7 @@ class TapHook(ModelHook):
         if self._sees is not None:
             self._sees.see(module, call)
         grid = self.adapter.token_grid(module, self.adapter.latent_size(call))
-        repeats = self._alike.is_repeated(call)
+        repeats = self._alike.is_repeated(module, call)
         if not repeats:
             self.stack.forget()  # what was found for other latents
         self.stack.call = self._locate(call, grid, repeats)
