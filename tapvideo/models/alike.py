@@ -190,14 +190,16 @@ def is_plain(module: nn.Module) -> bool:
 
 def _touches(module: nn.Module) -> list[Any]:
     """What may be on for one branch alone, and make something else of the same: hooks, LoRA, a forward of its own."""
-    found: list[Any] = []
-    for part in module.modules():
-        found += [*part._forward_hooks, *part._forward_pre_hooks]  # by numbers that are not given out again
-        if "forward" in vars(part):
-            found.append(id(vars(part)["forward"]))
-        if "base_layer" in part._modules:
-            names = ("disable_adapters", "active_adapters", "scaling")
-            found.append([copy(getattr(part, name, None)) for name in names])
+    own, parts = vars(module), module._modules
+    found: list[Any] = [*own["_forward_hooks"], *own["_forward_pre_hooks"]]  # by numbers that are not given out again
+    if "forward" in own:
+        found.append(id(own["forward"]))
+    if "base_layer" in parts:
+        names = ("disable_adapters", "active_adapters", "scaling")
+        found.append([copy(getattr(module, name, None)) for name in names])
+    for part in parts.values():  # `modules` names them too, which takes as long again
+        if part is not None:
+            found += _touches(part)
     return found
 
 
