@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -132,6 +133,7 @@ class TapHook(ModelHook):
         self._signature = inspect.signature(type(transformer).forward)
         self._warned: set[str] = set()
 
+    @torch.compiler.disable  # blocks may be compiled; the model whole, where somebody has, would not know of steps
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward around `TapStack`; as if TAP were off where the pipeline does not say where it is."""
         call = self._signature.bind(module, *args, **kwargs).arguments if args else kwargs

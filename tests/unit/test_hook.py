@@ -157,6 +157,19 @@ def test_whole_compiled_transformer_is_refused(wan):
         enable_tap(in_place)
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_transformer_compiled_whole_later_forecasts_as_ever(wan, in_place):
+    pipe = wan.random_pipeline()
+    tap = enable_tap(pipe, TapConfig(schedule=ScheduleConfig(kind="explicit", steps=[0, 1, 5, 9], warmup=1)))
+    expected, steps = wan.denoise(pipe, steps=12), tap.summary().forecast_steps
+    if in_place:
+        pipe.transformer.compile(backend="eager")
+    else:
+        pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    assert torch.equal(wan.denoise(pipe, steps=12), expected)
+    assert tap.summary().forecast_steps == steps != []
+
+
 def test_vace_is_refused_with_its_reason():
     class WanVACETransformer3DModel(torch.nn.Module):
         pass
