@@ -148,7 +148,8 @@ class ForecastConfig:
     blend: float = 0.0
     """Share of the calibrated weights in what is forecast; the rest is of the predictor that the probe chose."""
     guard: bool = False
-    """Hold the last anchor wherever the last full step shows that forecasts of the guided sum move the wrong way."""
+    """Hold the last anchor where the last full step shows that forecasts of the guided sum move the wrong way, and
+    before the first one that could show it."""
     orders: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Orders in the family."""
     lookback: float = 4.0
