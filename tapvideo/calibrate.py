@@ -25,7 +25,7 @@ from tapvideo.resolve import check_experts, run_kind
 from tapvideo.run_folder import read_prompts, slug
 from tapvideo.sample import sample
 from tapvideo.schedulers import expert_starts, experts
-from tapvideo.tap_config import AUTO
+from tapvideo.tap_config import AUTO, ForecastConfig, ScheduleConfig
 
 T = TypeVar("T")
 
@@ -37,6 +37,7 @@ _LEAST_OF_EXPERT = 3
 class CalibrateConfig(GenerateConfig):
     """Everything `launch/calibrate.py` reads: what `launch/generate.py` does, and the keys below."""
 
+    tap: ForecastConfig = field(default_factory=lambda: ForecastConfig(name="off", enabled=False))
     output: str | None = None
     """The file to write; by default one in the user's cache folder, where `tap.calibration=auto` looks."""
     tokens: int = 1024
@@ -95,6 +96,7 @@ def run(config: CalibrateConfig, *, command: str = "") -> Path:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1:
         raise ConfigError(f"WORLD_SIZE={ranks}: a calibration is made by one process; allowed: 1, without torchrun")
+    _check_idle(config)
     prompts, console = read_prompts(config), Console(verbose=config.verbose)
     path = Path(config.output).expanduser() if config.output else own_folder() / f"{_name(config)}{SUFFIX}"
     clips = [(prompt, seed) for prompt in prompts for seed in config.seeds]
@@ -111,6 +113,19 @@ def run(config: CalibrateConfig, *, command: str = "") -> Path:
     found.save(path)
     console.say(str(path))
     return path
+
+
+def _check_idle(config: CalibrateConfig) -> None:
+    """Refuse what is of use to accelerated clips alone."""
+    why = "a calibration is made of un-accelerated clips, and rehearses the schedules of `speedups` by itself"
+    if config.tap.enabled:
+        raise ConfigError(f"tap={config.tap.name} has no use here: {why}; allowed: off")
+    asked, plain = asdict(config.schedule), asdict(ScheduleConfig())
+    changed = next((f"schedule.{name}={value!r}" for name, value in asked.items() if value != plain[name]), None)
+    if changed is not None:
+        raise ConfigError(f"{changed} has no use here: {why}; allowed: none")
+    if config.compare:
+        raise ConfigError(f"compare=true has no use here: {why}; allowed: false")
 
 
 def _check_moves(config: CalibrateConfig, clips: int) -> None:

@@ -120,6 +120,20 @@ def test_what_cannot_be_is_refused(asked, override, message):
         asked(*([override] if isinstance(override, str) else override))
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tap=paper", "tap=paper has no use here: a calibration is made of un-accelerated clips, .*; allowed: off"),
+        ("schedule=spread", "schedule.kind='spread' has no use here: .*; allowed: none"),
+        ("schedule.interval=5", "schedule.interval=5 has no use here"),
+        ("compare=true", "compare=true has no use here: .*; allowed: false"),
+    ],
+)
+def test_what_is_of_use_to_accelerated_clips_alone_is_refused(asked, override, message):
+    with pytest.raises(ConfigError, match=message):
+        calibrate.run(asked("dry_run=true", override))
+
+
 def test_a_dry_run_loads_and_writes_nothing(asked, own, monkeypatch, capsys):
     monkeypatch.setattr(calibrate, "load_pipeline", lambda *_: pytest.fail("weights were loaded"))
     path = calibrate.run(asked("dry_run=true", "verbose=true"))
