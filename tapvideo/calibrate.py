@@ -123,7 +123,7 @@ def _check_idle(config: CalibrateConfig) -> None:
     asked, plain = asdict(config.schedule), asdict(ScheduleConfig())
     changed = next((f"schedule.{name}={value!r}" for name, value in asked.items() if value != plain[name]), None)
     if changed is not None:
-        raise ConfigError(f"{changed} has no use here: {why}; allowed: none")
+        raise ConfigError(f"{changed} has no use here: {why}; allowed: schedule=interval as it comes")
     if config.compare:
         raise ConfigError(f"compare=true has no use here: {why}; allowed: false")
 

@@ -38,6 +38,8 @@ class _Moves:
     step: int
     foretold: Float[Tensor, "b m d"]
     found: Float[Tensor, "b m d"]
+    branches: set[str] = field(default_factory=set[str])
+    """Whose anchors are in it: one that has none yet has moved from nowhere."""
     judged: int = 0
     """Branches."""
 
@@ -76,7 +78,7 @@ class Guard:
     ) -> None:
         """Keep how far a forecast for this full step is from the last anchor, before the oldest anchor goes.
 
-        A single anchor moves nowhere: nothing can be judged by it.
+        A single anchor foretells no move: it is what would be held.
 
         Args:
             context: of the full step.
@@ -88,8 +90,6 @@ class Guard:
         Raises:
             PeerLost: if another rank does not answer.
         """
-        if len(state.residuals) < 2:
-            return
         self._rows = rows = sample_rows(shard.positions, sum(shard.layout.sizes))
         self._counts = 1.0
         if context.given is not None:
@@ -106,8 +106,11 @@ class Guard:
                 error = shard.comm.mean(total, 1, what="guard").expand_as(error)
             weights = bank.applied[select_predictor(error, choice="token")]
         moved = sum((w[..., None] * a for w, a in zip(weights.unbind(-1), anchors, strict=True)), start=-anchors[0])
+        if len(anchors) < 2:
+            moved = torch.zeros_like(moved)
         if self._moves is None or self._moves.step != context.step:
             self._moves = _Moves(context.step, torch.zeros_like(moved), torch.zeros_like(moved))
+        self._moves.branches.add(context.branch)
         self._moves.foretold += self._share(context) * moved
         self._moves.found -= self._share(context) * anchors[0]
 
@@ -115,7 +118,7 @@ class Guard:
         """Say whether to trust what is forecast from here, now that the full step is the newest anchor.
 
         Args:
-            context: of the full step; nothing is said of one that was not foretold.
+            context: of the full step; nothing is said of one that was not foretold, nor where no move was.
             state: anchors with it.
             sharing: ranks that have the other tokens, and must come to the same.
 
@@ -123,7 +126,7 @@ class Guard:
             PeerLost: if another rank does not answer.
         """
         moves = self._moves
-        if moves is None or moves.step != context.step or self._rows is None:
+        if moves is None or moves.step != context.step or self._rows is None or context.branch not in moves.branches:
             return
         moves.found += self._share(context) * state.residuals[0].index_select(1, self._rows).float()
         moves.judged += 1
@@ -132,7 +135,8 @@ class Guard:
             both = self.across.all_gather(both[None], [1] * halves, what="guard").sum(0)
         foretold, moved = both.double()
         along, length = sharing.mean(torch.stack([(foretold * moved).sum(), foretold.square().sum()]), 1, what="guard")
-        self._trusted[self._judged(context.branch)] = bool(along >= -_AGAINST * length)
+        if length > 0:
+            self._trusted[self._judged(context.branch)] = bool(along >= -_AGAINST * length)
         if not mixed or moves.judged * halves == len(self.calibration.branches):
             self._moves = None  # nothing is kept between steps; where branches are judged apart, nor between them
 

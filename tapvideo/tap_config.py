@@ -204,6 +204,8 @@ class ForecastConfig:
             raise ConfigError(
                 f"tap.orders={self.orders!r} needs {needed} anchors; tap.anchors={self.anchors} is too small"
             )
+        if self.guard and self.anchors < 2:
+            raise ConfigError(f"tap.anchors={self.anchors} leaves tap.guard no move to judge; allowed: 2 or more")
         candidates = len(self.orders) * (int(self.lookback / self.spacing) + 1)
         if candidates > _MOST_CANDIDATES:
             asked = f"tap.lookback={self.lookback!r} and tap.spacing={self.spacing!r} make {candidates} candidates"

@@ -195,7 +195,8 @@ def read_sets(config: CompareConfig) -> tuple[list[str], list[str]]:
 
 def compare_folder(config: CompareConfig, prompts: list[str]) -> Path:
     """`output_dir/compare-MODEL-NAME-HASH`; the hash is of everything but where it lies and what it says."""
-    plain = {key: value for key, value in as_dict(config).items() if key not in _NOT_IN_THE_NAME}
+    unsaid = _NOT_IN_THE_NAME if config.draws > 1 else (*_NOT_IN_THE_NAME, "draws", "nudge")
+    plain = {key: value for key, value in as_dict(config).items() if key not in unsaid}
     text = json.dumps({**plain, "prompts": prompts}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Path(config.output_dir).expanduser() / f"compare-{slug(config.model.name)}-{slug(config.name)}-{digest}"

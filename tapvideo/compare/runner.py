@@ -166,11 +166,11 @@ def make_job(
     for name, reference in references.items():
         yield _shown(work, *studio.reference_clip(name, shot, reference, references), None, "")
     yield from _methods_clips(work, methods, tuned, shot, references)
+    for draw in range(1, config.draws):
+        yield from _make_draw(work, methods, tuned, replace(shot, draw=draw), references[""])
     for name, noise_seed in (("plain-rerun", None), ("other-seed", shot.seed + config.other_seed)):
         method = replace(PLAIN, key=name)
         yield _shown(work, *studio.clip(method, {}, shot, references, noise_seed=noise_seed), None, "")
-    for draw in range(1, config.draws):
-        yield from _make_draw(work, methods, tuned, replace(shot, draw=draw), references[""])
 
 
 def _make_draw(

@@ -58,7 +58,7 @@ def nudged(pipe: Any, shot: Shot, share: float) -> Generator[None]:
 def nudge(
     noise: Float[Tensor, " b *latent"], generator: torch.Generator, draw: int, share: float
 ) -> Float[Tensor, " b *latent"]:
-    """Noise of the same distribution, a share of its standard deviation away.
+    """Noise of the same distribution, a share of its standard deviation away; with a picture in it, that too.
 
     Args:
         noise: to begin from.

@@ -22,6 +22,7 @@ _METHOD_SOURCES = (
     "compare/oracle.py",
     "compare/rules.py",
     "compare/flops.py",
+    "compare/shot.py",
 )
 _METHOD_SOURCES += (
     "banks.py",

@@ -193,7 +193,7 @@ def _touches(module: nn.Module) -> list[Any]:
     own, parts = vars(module), module._modules
     found: list[Any] = [*own["_forward_hooks"], *own["_forward_pre_hooks"]]  # by numbers that are not given out again
     if "forward" in own:
-        found.append(id(own["forward"]))
+        found.append(own["forward"])  # itself: its place in memory may be another's soon
     if "base_layer" in parts:
         names = ("disable_adapters", "active_adapters", "scaling")
         found.append([copy(getattr(module, name, None)) for name in names])

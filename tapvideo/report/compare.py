@@ -65,6 +65,7 @@ def render_comparison(
     shown = table_metrics(metrics, best)
     groups = diagnostic_groups(comparison.diagnostics)
     steps = full_steps(comparison)
+    draws = 1 + max((clip.draw for clip in comparison.clips), default=0)
     payload = {
         "budget": budget,
         "budgets": budgets,
@@ -78,7 +79,7 @@ def render_comparison(
         scripts=_SCRIPTS,
         filters={"budget": budget_text, "mebibytes": lambda size: f"{size / 2**20:.1f}"},
         comparison=comparison,
-        answer=answer(top, best, steps),
+        answer=answer(top, best, steps, draws),
         standings=[(s, place(s, best)) for s in found if best],
         budgets=budgets,
         budget=budget,
@@ -158,7 +159,7 @@ def _families(comparison: Comparison, methods: list[Method]) -> dict[str, list[i
 
 def _choosable(comparison: Comparison, methods: list[Method]) -> list[int]:
     """Methods that have a clip to show beside the un-accelerated one, which is the first method if there is one."""
-    made = {clip.method for clip in comparison.clips if clip.status == "ok"}
+    made = {clip.method for clip in comparison.clips if clip.status == "ok" and not clip.draw}
     return [i for i, m in enumerate(methods) if m.key in made and not (i == 0 and m.is_reference)]
 
 

@@ -116,13 +116,15 @@ def _signed(rival: str, found: PairedDifference, sign: int) -> Gap:
     return Gap(rival, sign * found.mean, low, high)
 
 
-def answer(standing: Standing | None, metric: Metric | None, steps: float | None) -> str:
-    """One to three sentences."""
+def answer(standing: Standing | None, metric: Metric | None, steps: float | None, draws: int = 1) -> str:
+    """One to three sentences; `draws` is how often every clip was made."""
     if standing is None or metric is None:
         return "Nothing is ranked: no method has a figure at any budget."
     best = standing.ranked[0]
     passes = f" ({number(steps / standing.budget, 1).removesuffix('.0')} of {steps:g} full passes)" if steps else ""
-    clips = f"over {best.num_clips} clip{'s' if best.num_clips != 1 else ''}"
+    count, again = best.num_clips, f", {draws} draws each" if draws > 1 and best.num_clips % draws == 0 else ""
+    count = count // draws if again else count
+    clips = f"over {count} clip{'s' if count != 1 else ''}{again}"
     score = f"{metric.text(best.mean[metric.key])}{_unit(metric)} {metric.label} on average {clips}"
     text = f"At {budget_text(standing.budget)}{passes}, {best.label} is closest to the un-accelerated video: {score}"
     if standing.tap == 0:

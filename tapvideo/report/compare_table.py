@@ -83,7 +83,12 @@ def columns(metrics: list[Metric], best: Metric | None, table: list[MethodSummar
         if m is best:
             found += [Column("worst", f"Worst {m.label}", m.unit, "the worst clip", m.better == "higher"), *cost]
     robust = [column for column, values in _robustness(table) if any(value is not None for value in values)]
-    return [*found, *([] if best else cost), *robust, Column("clips", "Clips", "", "clips measured", True)]
+    return [
+        *found,
+        *([] if best else cost),
+        *robust,
+        Column("clips", "Clips", "", "clips measured, with further draws", True),
+    ]
 
 
 def _robustness(table: list[MethodSummary]) -> list[tuple[Column, list[float | None]]]:

@@ -124,7 +124,7 @@ def test_what_cannot_be_is_refused(asked, override, message):
     ("override", "message"),
     [
         ("tap=paper", "tap=paper has no use here: a calibration is made of un-accelerated clips, .*; allowed: off"),
-        ("schedule=spread", "schedule.kind='spread' has no use here: .*; allowed: none"),
+        ("schedule=spread", "schedule.kind='spread' has no use here: .*; allowed: schedule=interval as it"),
         ("schedule.interval=5", "schedule.interval=5 has no use here"),
         ("compare=true", "compare=true has no use here: .*; allowed: false"),
     ],

@@ -1,6 +1,7 @@
 """On a full step both branches have one first self-attention, where no text has come before it, and the same frames."""
 
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -192,6 +193,15 @@ def test_what_one_branch_alone_is_given_counts_on_forecast_steps(wan, monkeypatc
         monkeypatch.setattr(LastCall, "is_repeated", lambda *_: False)
         monkeypatch.setattr(Shared, "forward", lambda self, *args, **kwargs: self.original(*args, **kwargs))
     assert torch.equal(*made)
+
+
+def test_a_forward_in_anothers_place_in_memory_is_another(wan):
+    transformer, given = wan.random_transformer(), {"timestep": torch.ones(1)}
+    alike, layer = Alike(("patch_embedding",)), transformer.patch_embedding
+    for _ in range(3):
+        layer.forward = partial(torch.add, 1)
+        assert not alike.is_repeated(transformer, given)
+        del layer.forward  # before the next one comes
 
 
 @pytest.mark.parametrize(

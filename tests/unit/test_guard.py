@@ -16,6 +16,7 @@ from tapvideo.schedule import StepKind
 
 STEPS = 16
 LINE = calibrated_bank([2.0, -1.0])  # through the two anchors, one distance on
+ONE = calibrated_bank([1.2])
 SHARD = TokenShard(SequenceAttention(Comm(), full="ulysses", exchange="ulysses"), layout="diagonal")
 SHARD.enter((1, 2, 2), torch.device("cpu"))
 
@@ -137,6 +138,37 @@ def test_a_single_anchor_can_be_judged_by_nothing():
     assert not guard.trusts("cond")
 
 
+@pytest.mark.parametrize(("found", "trusted"), [((1.0, 1.0), True), ((0.5, 1.0), False), ((1.0, 1.6), False)])
+def test_a_branch_with_one_anchor_has_foretold_no_move(found, trusted):
+    """cond has foretold 1, five times of which guidance makes; uncond's move, four times, is against it."""
+    guard = Guard(ForecastConfig(), made_up(steps=STEPS, guidance=5.0), Comm())
+    states = {}
+    for branch, anchors, move in (("cond", 2, found[0]), ("uncond", 1, found[1])):
+        states[branch], start = BranchState(3), torch.full((1, 4, 3), -100.0)
+        for step in range(2 - anchors, 2):
+            states[branch].push(step, float(step), None, start + (step - 1))
+        guard.foretell(StepContext(branch, 2, STEPS), states[branch], None, LINE if anchors > 1 else ONE, SHARD)
+        states[branch].push(2, 2.0, None, start + move)
+        guard.judge(StepContext(branch, 2, STEPS), states[branch], SHARD.comm)
+    assert guard.trusts("cond") == trusted
+
+
+def test_a_branch_without_an_anchor_has_no_part():
+    guard = judged({"cond": 1.0, "uncond": 1.0}, moves=(1.0, 1.0))
+    cond, late, start = BranchState(2), BranchState(2), torch.full((1, 4, 3), -100.0)
+    for step in (2, 3):
+        cond.push(step, float(step), None, start + step)
+    where = {branch: StepContext(branch, 4, STEPS) for branch in ("cond", "uncond")}
+    guard.foretell(where["cond"], cond, None, LINE, SHARD)
+    cond.trim(1)
+    cond.push(4, 4.0, None, start + 4)
+    guard.judge(where["cond"], cond, SHARD.comm)
+    late.push(4, 4.0, None, start)
+    guard.judge(where["uncond"], late, SHARD.comm)  # -4 x -100, were it to count
+    assert guard.trusts("cond")
+    assert torch.allclose(guard._moves.found, 5 * torch.ones(1, 4, 3))
+
+
 def test_anchors_are_held_until_the_third_full_step(wan, pipe, path, monkeypatch):
     judge = Guard.judge
 
@@ -239,6 +271,11 @@ def test_a_branch_that_no_calibration_knows_is_refused():
     assert [made.share(branch, 3) for branch in ("cond", "uncond")] == [5.0, -4.0]
     with pytest.raises(ConfigError, match=r"tap.calibration has no branch 'other'; allowed: runs of cond, uncond"):
         made.share("other", 3)
+
+
+def test_a_guard_needs_a_move_to_judge():
+    with pytest.raises(ConfigError, match=r"tap.anchors=1 leaves tap.guard no move to judge; allowed: 2 or more"):
+        ForecastConfig(guard=True, family="reuse", orders=[0], lookback=0.0, anchors=1)
 
 
 def test_a_guard_goes_by_a_calibration(wan, pipe):

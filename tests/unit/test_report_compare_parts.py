@@ -52,6 +52,14 @@ def sentence(found: Comparison, metric: Metric = PSNR) -> str:
     return answer(chosen(standings(found, metric)), metric, 50.0).replace("\u00a0", " ")
 
 
+def test_draws_are_told_apart_from_clips():
+    found = comparison(row("a", 2.0, psnr=30.0), row("b", 2.0, psnr=31.0))
+    standing = chosen(standings(found, PSNR))
+    assert "on average over 4 clips." in answer(standing, PSNR, 50.0).replace("\u00a0", " ")
+    assert "on average over 2 clips, 2 draws each" in answer(standing, PSNR, 50.0, 2)
+    assert "over 4 clips" in answer(standing, PSNR, 50.0, 3)  # some are missing
+
+
 def test_the_best_is_the_highest_psnr_and_the_lowest_lpips():
     found = comparison(row("a", 2.0, psnr=30.0, lpips=0.1), row("b", 2.0, psnr=31.0, lpips=0.2))
     assert [r.method for r in standings(found, PSNR)[0].ranked] == ["b", "a"]
