@@ -172,7 +172,7 @@ def _line(row: MethodSummary, fair: bool) -> str:
     end = "" if fair else f"  not at equal compute: {row.note}" if row.note else "  not at equal compute"
     return (
         f"{row.label:<44}{row.full_passes or 0:>7.2f}{row.speedup or 0:>7.2f}x  {psnr:<22}"
-        f"{_figure(worst, 2):>6}{_figure(row.behind, 0):>8}{_figure(row.chance, 1):>8}  {_figure(ssim, 4):>6}{end}"
+        f"{_figure(worst, 2):>6}{_figure(row.behind, 0):>8}{_figure(row.chance, 2):>8}  {_figure(ssim, 4):>6}{end}"
     )
 
 

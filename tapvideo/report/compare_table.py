@@ -75,6 +75,7 @@ def columns(metrics: list[Metric], best: Metric | None, table: list[MethodSummar
     arrows = {"higher": "higher is better", "lower": "lower is better", "zero": "nearer zero is better", None: ""}
     found = [Column("budget", "Budget", "", "asked acceleration: steps over full-pass equivalents", False)]
     cost = [
+        *(column for column, values in _robustness(table) if any(value is not None for value in values)),
         Column("passes", "Full passes", "", "full-pass equivalents per guidance branch, by FLOPs", False),
         Column("speedup", "Speedup", "", "denoising seconds, un-accelerated over accelerated", True),
     ]
@@ -82,13 +83,8 @@ def columns(metrics: list[Metric], best: Metric | None, table: list[MethodSummar
         found.append(Column(m.key, m.label, m.unit, arrows[m.better], m.better in ("higher", None)))
         if m is best:
             found += [Column("worst", f"Worst {m.label}", m.unit, "the worst clip", m.better == "higher"), *cost]
-    robust = [column for column, values in _robustness(table) if any(value is not None for value in values)]
-    return [
-        *found,
-        *([] if best else cost),
-        *robust,
-        Column("clips", "Clips", "", "clips measured, with further draws", True),
-    ]
+    clips = Column("clips", "Clips", "", "clips measured, with further draws", True)
+    return [*found, *([] if best else cost), clips]
 
 
 def _robustness(table: list[MethodSummary]) -> list[tuple[Column, list[float | None]]]:
@@ -113,7 +109,7 @@ def rows(comparison: Comparison, methods: list[Method], metrics: list[Metric], b
     identical = _identical(comparison)
 
     robust = [
-        [Cell(number(value, 0 if column.key == "behind" else 1), value) for value in values]
+        [Cell(number(value, 0 if column.key == "behind" else 2), value) for value in values]
         for column, values in _robustness(comparison.table)
         if any(value is not None for value in values)
     ]
@@ -130,7 +126,7 @@ def rows(comparison: Comparison, methods: list[Method], metrics: list[Metric], b
             budget=row.budget,
             note=row.note,
             flag="over budget" if over_budget(comparison, row) else "",
-            cells=[*_cells(row, metrics, best, spans, identical), *(values[i] for values in robust), _clips_cell(row)],
+            cells=_cells(row, metrics, best, spans, identical, [values[i] for values in robust]),
         )
         for i, row in sorted(enumerate(comparison.table), key=lambda pair: rank(pair[1]))
     ]
@@ -142,8 +138,10 @@ def _cells(
     best: Metric | None,
     spans: dict[str, tuple[float, float] | None],
     identical: set[tuple[str, float | None, str]],
+    robust: list[Cell],
 ) -> list[Cell]:
     cost = [
+        *robust,
         Cell(number(row.full_passes, 1), row.full_passes),
         Cell(f"{row.speedup:.2f}\u00d7" if row.speedup is not None else "\u2013", row.speedup),
     ]
@@ -157,11 +155,8 @@ def _cells(
         if m is best:
             worst = row.worst.get(m.key)
             cells += [Cell(m.text(worst), _sortable(worst)), *cost]
-    return [*cells, *([] if best else cost)]
-
-
-def _clips_cell(row: MethodSummary) -> Cell:
-    return Cell(str(row.num_clips), row.num_clips, f"{row.num_failed} failed" if row.num_failed else "")
+    failed = f"{row.num_failed} failed" if row.num_failed else ""
+    return [*cells, *([] if best else cost), Cell(str(row.num_clips), row.num_clips, failed)]
 
 
 def _identical(comparison: Comparison) -> set[tuple[str, float | None, str]]:
