@@ -113,10 +113,9 @@ class CompareConfig:
     def __post_init__(self) -> None:
         """Check every value that does not depend on the model or on files."""
         self.base()  # checks what the two configs share
-        counts = ("num_prompts", "num_tuning_prompts", "other_seed", "ode_steps", "draws")
-        for key, least in dict.fromkeys(counts, 1).items():
-            if getattr(self, key) < least:
-                raise ConfigError(f"{key}={getattr(self, key)!r} is too small; allowed: {least} or more")
+        for key in ("num_prompts", "num_tuning_prompts", "other_seed", "ode_steps", "draws"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key}={getattr(self, key)!r} is too small; allowed: 1 or more")
         most = self.steps / 2
         if not self.budgets or not all(1 < budget <= most for budget in self.budgets):
             raise ConfigError(f"budgets={self.budgets!r} is not possible; allowed: numbers above 1, up to {most:g}")
